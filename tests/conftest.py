@@ -1,0 +1,22 @@
+"What the tests share: where the repository is, which notebooks it has, and a closing table of how long each notebook took"
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault('MPLBACKEND', 'agg')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')  # A test that needs the network fails here as it would on a machine without one
+
+
+@pytest.fixture(scope='session')
+def root(): return ROOT
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Seconds per notebook, slowest first"
+    reports = [r for status in ('passed', 'failed') for r in terminalreporter.stats.get(status, [])]
+    times = [(value, r.nodeid) for r in reports for name, value in getattr(r, 'user_properties', []) if name == 'notebook_seconds']
+    if not times: return
+    terminalreporter.section('seconds per notebook')
+    for seconds, nodeid in sorted(times, reverse=True): terminalreporter.write_line(f'{seconds:7.1f}  {nodeid}')

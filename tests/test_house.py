@@ -1,0 +1,241 @@
+"The house rules: modules in step with notebooks, notebooks clean, imports downwards, a light start, documented parameters"
+import ast
+import importlib
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from fastcore.docments import docments
+from nbdev.doclinks import nbglob
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, LIB = ROOT/'nbs', ROOT/'rsna_ich'
+NOTEBOOKS = sorted(nbglob(NBS, as_path=True))
+OLDEST = (3, 11)
+# What takes seconds to import: nothing of it may be loaded by what must start at once
+HEAVY = 'torch torchvision fastai timm matplotlib seaborn sklearn skimage nilearn scipy IPython'.split()
+LONGEST_CELL = 60  # lines of an exported cell
+LARGEST_NOTEBOOK = 2e6  # bytes, pictures included
+
+
+def read(path): return json.loads(path.read_text(encoding='utf-8'))
+def code_cells(path): return [c for c in read(path)['cells'] if c['cell_type'] == 'code']
+def source(cell): return ''.join(cell['source'])
+def name(path): return path.relative_to(NBS).as_posix() if path.is_relative_to(NBS) else path.name
+def is_exported(src): return re.match(r'#\|\s*export', src)
+
+
+def default_exp(path):
+    "The module that the notebook at `path` exports to, or None"
+    found = (re.search(r'^#\|\s*default_exp\s+(\S+)', source(c), re.M) for c in code_cells(path))
+    return next((m[1] for m in found if m), None)
+
+
+ORDER = [m for m in map(default_exp, NOTEBOOKS) if m]
+LAYER = {m: p.name[:2] for p in NOTEBOOKS if (m := default_exp(p))}
+MODULES = sorted(ORDER)
+each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
+each_module = pytest.mark.parametrize('module', MODULES)
+
+
+# Modules and notebooks
+
+@pytest.fixture(scope='session')
+def exported(tmp_path_factory):
+    "A copy of the project, exported and cleaned by nbdev's own commands"
+    copy = tmp_path_factory.mktemp('project')
+    for file in 'pyproject.toml', 'settings.ini': shutil.copy(ROOT/file, copy)
+    shutil.copytree(NBS, copy/'nbs', ignore=shutil.ignore_patterns('.*', '_proc', '__pycache__'))
+    (copy/'rsna_ich').mkdir()
+    shutil.copy(LIB/'__init__.py', copy/'rsna_ich')
+    for command in 'nbdev_export', 'nbdev_clean':
+        code = f'from nbdev.{"doclinks" if command == "nbdev_export" else "clean"} import {command}; {command}.__wrapped__()'
+        done = subprocess.run([sys.executable, '-c', code], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return copy
+
+
+def test_modules_are_in_step_with_notebooks(exported):
+    def modules(lib): return {p.relative_to(lib).as_posix(): p.read_text(encoding='utf-8') for p in lib.rglob('*.py')}
+    ours, theirs = modules(LIB), modules(exported/'rsna_ich')
+    assert sorted(ours) == sorted(theirs), 'a module without its notebook, or a notebook without its module: `make export`'
+    assert [m for m in ours if ours[m] != theirs[m]] == [], 'these differ from their notebooks: `make export`'
+
+
+def test_notebooks_are_clean(exported):
+    "As `nbdev-clean` leaves them: no execution counts, no metadata"
+    dirty = [name(p) for p in NOTEBOOKS if p.read_text(encoding='utf-8') != (exported/'nbs'/p.relative_to(NBS)).read_text(encoding='utf-8')]
+    assert dirty == [], 'run `make export`'
+
+
+@each_notebook
+def test_kept_outputs(path):
+    "No error is among the outputs, and no path of the machine that made them"
+    assert path.stat().st_size < LARGEST_NOTEBOOK, f'{path.stat().st_size/1e6:.1f} MB: fewer or smaller pictures'
+    for cell in code_cells(path):
+        assert not cell.get('execution_count')
+        for output in cell['outputs']:
+            assert output['output_type'] != 'error', f'an error is kept in\n{source(cell)}'
+            texts = {k: v for k, v in output.get('data', {}).items() if k.startswith('text/')} | {'text': output.get('text', '')}
+            for text in (''.join(t) for t in texts.values()):
+                assert not machine_paths(text), f'{machine_paths(text)} in the output of\n{source(cell)}'
+
+
+def machine_paths(text):
+    "What in `text` looks like a path of one machine"
+    return re.findall(r'(?<![\w.:/-])/(?:work|root|home|Users|tmp|var|mnt|opt)/[^\s\'"<>)]+', text)
+
+
+def test_machine_paths():
+    assert machine_paths("saved to /tmp/abc/x.npy, '/home/someone/data'") == ['/tmp/abc/x.npy,', '/home/someone/data']
+    assert machine_paths('https://example.org/home/x /kaggle/input/x shared/data/home/x') == []
+
+
+@each_notebook
+def test_notebook_reads_as_an_article(path):
+    cells = read(path)['cells']
+    first = next((source(c) for c in cells if c['cell_type'] == 'markdown'), '')
+    assert re.match(r'# \S.*\n+> \S', first), 'the first markdown cell is `# Title` and a one-line `> subtitle`'
+    code, prose = code_cells(path), [c for c in cells if c['cell_type'] == 'markdown']
+    assert len(prose)*5 >= len(code), f'{len(prose)} cells of prose to {len(code)} of code'
+    for src in filter(is_exported, map(source, code)):
+        assert src.count('\n') < LONGEST_CELL, f'an exported cell of {src.count(chr(10))+1} lines:\n{src[:200]}'
+        kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(src).body}
+        assert len(kinds) < 2, f'exported imports stand alone in their cell:\n{src[:200]}'
+    if default_exp(path): assert 'nbdev_export()' in source(code[-1]), 'the last cell exports'
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if default_exp(p)], ids=name)
+def test_notebook_tests_what_it_exports(path):
+    sources = [source(c) for c in code_cells(path)]
+    exported = [s for s in sources if is_exported(s)]
+    tests = [s for s in sources if not is_exported(s) and re.search(r'\btest_\w+\(|\bassert\b|\bExceptionExpected\b', s)]
+    assert len(tests)*2 >= len(exported)-1, f'{len(exported)} exported cells, {len(tests)} that assert something'
+
+
+# What imports what
+
+def imported_modules(code, package='rsna_ich'):
+    "The package's own modules that `code` imports anywhere, also inside functions"
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = '.'.join(filter(None, [package if node.level else '', node.module]))
+            names = [f'{base}.{a.name}' for a in node.names] if base == package else [base]
+        else: continue
+        found |= {n.split('.')[1] for n in names if n.startswith(f'{package}.')}
+    return found
+
+
+def test_imported_modules():
+    code = 'from rsna_ich.core import *\nimport rsna_ich.labels as l, numpy\nfrom . import store\ndef f():\n    from .dicom import read_hu'
+    assert imported_modules(code) == {'core', 'labels', 'store', 'dicom'}
+
+
+IMPORTS = {m: imported_modules((LIB/f'{m}.py').read_text(encoding='utf-8')) & set(ORDER) for m in MODULES if (LIB/f'{m}.py').exists()}
+
+
+@each_module
+def test_modules_import_only_what_stands_above_them(module):
+    "A smaller number, or the same one: `04_phantom` is made of its parts `04a_…`, `03a_…` adds to `03_windowing`"
+    below = [m for m in IMPORTS[module] if LAYER[m] > LAYER[module]]
+    assert below == [], f'they stand below {module}'
+
+
+def test_imports_go_round_in_no_circle(): TopologicalSorter(IMPORTS).prepare()
+
+
+def test_one_module_per_notebook(): assert len(set(ORDER)) == len(ORDER)
+
+
+@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ORDER if m in ('core', 'labels', 'dicom', 'metadata', 'cli'))])
+def test_light_start(module):
+    "What `ich --help` and `import rsna_ich` load: modules counted, not seconds, which depend on the machine"
+    code = f'import sys, {module}; print(*sorted({{m.split(".")[0] for m in sys.modules}} & set({HEAVY!r})))'
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+# Python versions
+
+def test_supported_pythons():
+    requires = SpecifierSet(metadata.metadata('rsna_ich')['Requires-Python'])
+    assert all(requires.contains(v) for v in ('3.11.0', '3.12.1', '3.13.0')) and not requires.contains('3.10.13')
+
+
+def plain(src): return '\n'.join('' if re.match(r'\s*[%!]', line) else line for line in src.splitlines())
+
+
+@pytest.mark.parametrize('path', [*NOTEBOOKS, *(p for d in (LIB, ROOT/'tests', ROOT/'tools') for p in sorted(d.rglob('*.py'))), ROOT/'setup.py'], ids=name)
+def test_no_syntax_newer_than_the_oldest_python(path):
+    sources = [plain(source(c)) for c in code_cells(path)] if path.suffix == '.ipynb' else [path.read_text(encoding='utf-8')]
+    for src in sources: ast.parse(src, feature_version=OLDEST)
+
+
+def test_versions_agree():
+    import rsna_ich
+    assert f'version: {rsna_ich.__version__}\n' in (ROOT/'CITATION.cff').read_text(encoding='utf-8')
+    assert f'## {rsna_ich.__version__}' in (ROOT/'CHANGELOG.md').read_text(encoding='utf-8')
+
+
+# Documentation
+
+def undocumented(symbol):
+    "What is missing from the documentation of the function or class `symbol`: docstrings (a class's methods too), parameters"
+    label = symbol.__name__
+    missing = [] if (symbol.__doc__ or '').strip() else [f'{label}: docstring']
+    if inspect.isclass(symbol):
+        init = vars(symbol).get('__init__')
+        if hasattr(symbol, '__dataclass_fields__'): return missing + parameters(symbol, label)
+        if inspect.isfunction(init): missing += parameters(init, label)
+        inherited = {n for base in symbol.__mro__[1:] for n in vars(base)}
+        own_methods = {n: m for n, m in vars(symbol).items() if inspect.isfunction(m) and n[0] != '_' and n not in inherited}
+        return missing + [f'{label}.{n}: docstring' for n, m in own_methods.items() if m.__module__ == symbol.__module__ and not m.__doc__]
+    return missing + parameters(symbol, label)
+
+
+def parameters(function, label):
+    "The parameters of `function` without a comment; typer's `help` counts as one"
+    comments = docments(function)
+    def has_help(p): return getattr(p.default, 'help', None) or any(getattr(m, 'help', None) for m in getattr(p.annotation, '__metadata__', ()))
+    signature = inspect.signature(function, follow_wrapped=True).parameters
+    named = [p for n, p in signature.items() if n not in ('self', 'cls') and n[0] != '_' and p.kind not in (p.VAR_KEYWORD,)]
+    return [f'{label}({p.name})' for p in named if not comments.get(p.name) and not has_help(p)]
+
+
+def test_undocumented_finds_gaps():
+    def good(
+        hu, # HU, (..., H, W)
+        *rest, # More of them
+        **kwargs
+    ): "Say `hu`"
+    def bad(
+        hu, # HU
+        size=1
+    ): pass
+    assert undocumented(good) == []
+    assert undocumented(bad) == ['bad: docstring', 'bad(size)']
+
+
+@each_module
+def test_public_functions_are_documented(module):
+    loaded = importlib.import_module(f'rsna_ich.{module}')
+    public = [getattr(loaded, n) for n in loaded.__all__ if hasattr(loaded, n)]
+    symbols = [s for s in public if (inspect.isfunction(s) or inspect.isclass(s)) and s.__module__ == loaded.__name__]
+    assert [gap for s in symbols for gap in undocumented(s)] == []
+
+
+def test_readme_is_in_step_with_its_notebook():
+    from build_readme import readme
+    text, pictures = readme()
+    assert (ROOT/'README.md').read_text(encoding='utf-8') == text, 'run `make readme`'
+    assert {p: (ROOT/p).read_bytes() for p in pictures} == pictures, 'run `make readme`'

@@ -1,0 +1,35 @@
+"Every notebook runs from top to bottom: each is one test"
+import io
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/'nbs'
+NOTEBOOKS = sorted(nbglob(NBS, as_path=True))
+
+
+def run_notebook(path):
+    "Whether the notebook at `path` passed, its seconds, and what went wrong; for a process of its own"
+    import nbdev.test
+    sys.__stderr__ = errors = io.StringIO()  # Where `test_nb` writes the traceback
+    config = get_config(ROOT)
+    passed, seconds = nbdev.test.test_nb(path, skip_flags=config.tst_flags.split(), basepath=ROOT, cell_timeout=config.cell_timeout)
+    return passed, seconds, errors.getvalue()
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())
+def test_notebook(path, record_property):
+    # A fresh process for each, spawned: no notebook sees another's imports, threads or memory
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        passed, seconds, errors = pool.submit(run_notebook, path).result()
+    record_property('notebook_seconds', seconds)
+    assert passed, f'{path.name}\n{errors}'
+
+
+def test_there_are_notebooks(): assert [p for p in NOTEBOOKS if p.name == '00_core.ipynb']

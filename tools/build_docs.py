@@ -1,0 +1,191 @@
+"""Build the documentation site into docs/ from the notebooks, without Quarto
+
+nbdev's own processors turn notebooks into pages (`show_doc` for each export, links from names in backticks, hidden cells left out), and
+smalldocs, which reads nbdev's `_quarto.yml`, turns those into HTML. What is changed in between: no notebook is executed, the pages have the names
+that nbdev gives them, and the result loads nothing from elsewhere, works from the file system and is the same bytes each time."""
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import yaml
+from fastcore.nbio import write_nb
+from nbdev.config import get_config, nbpath2html
+from nbdev.doclinks import nbglob
+from nbdev.process import NBProcessor, Processor
+from nbdev.processors import FilterDefaults, exec_show_docs
+from nbdev.quarto import refresh_quarto_yml
+from smalldocs.site import build
+
+CONFIG = get_config(Path(__file__).resolve().parent.parent)
+ROOT, NBS, LIB = CONFIG.config_path, CONFIG.nbs_path, CONFIG.lib_path.name
+SITE = f'{CONFIG.doc_host}{CONFIG.doc_baseurl.rstrip("/")}/'
+SOURCE = f'{CONFIG.git_url}/blob/{CONFIG.branch}/'
+# The sidebar's sections: each begins at a notebook's number and ends where the next one begins
+LAYERS = {'Data': '00', 'Learning': '09', 'Results': '14', 'Use': '17'}
+# Asset of smalldocs and what replaces it: `fetch` of a file is forbidden to a page that is itself opened as a file
+FETCHED_INDEX = '''const r = await fetch(offset + "search.json");
+      index = await r.json();'''
+LOADED_INDEX = '''await new Promise((loaded, failed) => {
+        const script = Object.assign(document.createElement("script"), { src: offset + "search.js", onload: loaded, onerror: failed });
+        document.head.append(script);
+      });
+      index = window.searchIndex;'''
+ELSEWHERE = re.compile(r'<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc="(?:https?:)?//[^"]*"|<link\b[^>]*\shref="(?:https?:)?//[^"]*"')
+
+
+def page_name(path): return Path(nbpath2html(Path(path))).with_suffix(Path(path).suffix).as_posix()
+
+
+def sidebar(): # What nbs/sidebar.yml says
+    "The notebooks by layer, and the tutorials"
+    notebooks = sorted(p.relative_to(NBS).as_posix() for p in nbglob(NBS, as_path=True))
+    contents, starts = ['index.ipynb'], [*LAYERS.values(), '99']
+    for (layer, start), end in zip(LAYERS.items(), starts[1:]):
+        pages = [p for p in notebooks if '/' not in p and start <= p[:2] < end]
+        if pages: contents.append({'section': layer, 'contents': pages})
+    if tutorials := [p for p in notebooks if p.startswith('tutorials/')]: contents.insert(1, {'section': 'Tutorials', 'contents': tutorials})
+    return '# Written by tools/build_docs.py: layers are set there\n' + yaml.safe_dump({'website': {'sidebar': {'contents': contents}}}, sort_keys=False)
+
+
+class ShowDocs(Processor):
+    "`show_doc` of what the notebook exports, from its module: no cell has to be run again"
+    def begin(self):
+        from nbdev.showdoc import show_doc
+        module = next((c.directives_['default_exp'] for c in self.nb.cells if 'default_exp' in getattr(c, 'directives_', {})), None)
+        self.names = {**(vars(importlib.import_module(f'{LIB}.{module}')) if module else {}), 'show_doc': show_doc}
+
+    def cell(self, cell):
+        if cell.cell_type != 'code' or not re.search(r'^show_doc\(', cell.source, re.M): return
+        shown = eval(cell.source.strip(), dict(self.names))  # `show_doc(name)`, which nbdev put there
+        try: line = f'#L{inspect.getsourcelines(inspect.unwrap(shown.sym))[1]}'
+        except (OSError, TypeError): line = ''
+        # nbdev 3.3 looks the line up under the wrong name
+        markdown = shown._repr_markdown_().replace('#LNone', line)
+        markdown = re.sub(r'<function (\S+) at 0x\w+>', r'\1', markdown)  # A default's address differs in each process
+        cell.outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': markdown})]
+
+
+class DocsProcs(FilterDefaults):
+    "nbdev's processors for the site, with `ShowDocs` in place of executing notebooks"
+    def base_procs(self): return [ShowDocs if p is exec_show_docs else p for p in super().base_procs()]
+
+
+def local_links(
+    text, # Markdown of a page
+    depth # How many folders deep the page lies
+): # The same with links that work inside the site
+    "Links to notebooks by their page's name, to the site's own address relatively, to the repository's other files at their source"
+    text = text.replace(SITE, '../'*depth)
+    text = re.sub(r'(\]\()(?!https?:)([^)#\s]+\.ipynb)', lambda m: m[1] + page_name(m[2]), text)
+    return re.sub(r'(\]\()' + r'\.\./'*(depth+1) + r'(?!\.\./)', rf'\1{SOURCE}', text)
+
+
+def stage_notebook(
+    path, # The notebook
+    stage # Folder of the pages' sources
+):
+    "Process one notebook into `stage`, under its page's name"
+    relative = path.relative_to(NBS)
+    processor = NBProcessor(path, procs=DocsProcs().procs(), rm_directives='quarto')
+    processor.process()
+    for cell in processor.nb.cells:
+        if cell.cell_type == 'raw': cell.source = re.sub(r'^output-file:.*\n', '', cell.source, flags=re.M)
+        if cell.cell_type == 'markdown': cell.source = local_links(cell.source, len(relative.parts)-1)
+        for data in (o['data'] for o in cell.get('outputs', []) if 'data' in o):
+            if 'text/markdown' in data: data['text/markdown'] = local_links(''.join(data['text/markdown']), len(relative.parts)-1)
+    target = stage/page_name(relative)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_nb(processor.nb, target)
+
+
+def renamed(tree):
+    "`tree` of YAML with notebooks by their page's name"
+    if isinstance(tree, dict): return {k: renamed(v) for k, v in tree.items()}
+    if isinstance(tree, list): return [renamed(v) for v in tree]
+    return page_name(tree) if isinstance(tree, str) and tree.endswith('.ipynb') else tree
+
+
+def stage_config(
+    stage # Folder of the pages' sources
+):
+    "nbdev's configuration for Quarto as smalldocs reads it; without an address there is no sitemap, whose dates change with each build"
+    for name in '_quarto.yml', 'nbdev.yml', 'sidebar.yml':
+        config = renamed(yaml.safe_load((NBS/name).read_text(encoding='utf-8')))
+        config.get('website', {}).pop('site-url', None)
+        config.get('project', {})['output-dir'] = '_site'
+        config.pop('format-links', None)
+        (stage/name).write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
+
+
+class Anchors(HTMLParser):
+    "The ids and the links of a page"
+    def __init__(self,
+        page # An HTML file
+    ):
+        super().__init__()
+        self.ids, self.links = {''}, []
+        self.feed(page.read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs[k] for k in ('id', 'name') if attrs.get(k)}
+        if tag == 'a' and attrs.get('href'): self.links.append(attrs['href'])
+
+
+def dead_links(
+    site # Folder of the site
+): # Lines `page: link`
+    "Links inside the site to a page, a file or a heading that is not there"
+    pages = {p.resolve(): Anchors(p) for p in sorted(site.rglob('*.html'))}
+    def dead(page, link):
+        path, _, anchor = link.partition('#')
+        target = (page.parent/unquote(path)).resolve() if path else page
+        if target.is_dir(): target = target/'index.html'
+        return not target.exists() or (target in pages and unquote(anchor) not in pages[target].ids)
+    links = ((page, link) for page, anchors in pages.items() for link in anchors.links if not re.match(r'[a-z]+:|//', link))
+    return [f'{page.relative_to(site.resolve())}: {link}' for page, link in links if dead(page, link)]
+
+
+def self_contained(
+    site # Folder of the site
+):
+    "Make search work from the file system, and see to it that no page loads anything from elsewhere"
+    script = site/'site_libs/smalldocs.js'
+    text = script.read_text(encoding='utf-8')
+    if FETCHED_INDEX not in text: raise SystemExit('smalldocs loads its search index in another way than the version that is pinned')
+    script.write_text(text.replace(FETCHED_INDEX, LOADED_INDEX), encoding='utf-8')
+    index = json.dumps(json.loads((site/'search.json').read_text(encoding='utf-8')), ensure_ascii=False)
+    (site/'search.js').write_text(f'window.searchIndex = {index};\n', encoding='utf-8')
+    (site/'search.json').unlink()
+    (site/'.nojekyll').touch()
+    loaded = [f'{p.relative_to(site)}: {m[0]}' for p in sorted(site.rglob('*.html')) for m in ELSEWHERE.finditer(p.read_text(encoding='utf-8'))]
+    if loaded: raise SystemExit('These pages load something from elsewhere (formulas do: write them without TeX):\n' + '\n'.join(loaded))
+
+
+def main():
+    os.environ['IN_TEST'] = '1'  # As nbdev does: a notebook's own `nbdev_export()` has no effect
+    os.chdir(ROOT)
+    stage = ROOT/'_stage'
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(NBS, stage, ignore=shutil.ignore_patterns('*.ipynb', '.*', '_proc', '__pycache__'))
+    refresh_quarto_yml()
+    (NBS/'sidebar.yml').write_text(sidebar(), encoding='utf-8')
+    for path in sorted(nbglob(NBS, as_path=True)): stage_notebook(path, stage)
+    stage_config(stage)
+    built = build(stage, quiet=True)
+    for warning in built.warnings: print(f'warning: {warning}')
+    self_contained(stage/'_site')
+    if dead := dead_links(stage/'_site'): raise SystemExit('docs/ is left as it was, because of dead links:\n' + '\n'.join(dead))
+    shutil.rmtree(ROOT/'docs', ignore_errors=True)
+    (stage/'_site').rename(ROOT/'docs')
+    size = sum(p.stat().st_size for p in (ROOT/'docs').rglob('*') if p.is_file())
+    print(f'docs/index.html and {len(built.pages)-1} more pages, {size/1e6:.1f} MB')
+
+
+if __name__ == '__main__': main()

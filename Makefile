@@ -35,8 +35,8 @@ docs: $(READY) ## The documentation site in docs/, from the notebooks, and READM
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=nbs
 
-bench: $(READY) ## Run the benchmarks notebook and keep its figures
-	@$(BIN)/nbdev-test --path nbs/20_benchmarks.ipynb --flags slow --save --cell_timeout 0
+bench: $(READY) nbs/20_benchmarks.ipynb ## Run the benchmarks notebook and keep its figures
+	@$(BIN)/nbdev-test nbs/20_benchmarks.ipynb --flags slow --save --cell-timeout 0
 
 bundle: $(READY) ## Train the small model that the package ships, from simulated patients alone
 	@$(BIN)/ich bundle

@@ -9,7 +9,7 @@ __all__ = ['FEW_PATIENTS', 'PREVALENCES', 'TRAITS', 'MAX_LISTED', 'plot_auc', 'p
            'plot_spread', 'plot_curves', 'in_words', 'cautions', 'write_report', 'Evaluation', 'by', 'evaluate',
            'judge', 'pick_slices', 'join_truth', 'made_up', 'read_cq500', 'study_table', 'KINDS']
 
-# %% ../nbs/15_evaluation.ipynb #4dbeea95
+# %% ../nbs/15_evaluation.ipynb #36b8965c
 from html import escape
 from pathlib import Path
 
@@ -19,15 +19,17 @@ import pandas as pd
 from .judging import KINDS, Evaluation, by, evaluate, judge, pick_slices
 from .metrics import auc, confusion, predictive_values, reliability, sensitivity_specificity
 from .labels import SUBTYPES
-from .page import (CHART_STYLE, COLOURS, chart, figure, grid, html_table, interval, number, page, paragraph, picture, section, tile,
+from .page import (CHART_STYLE, COLOURS, chart, figure, grid, html_table, interval, number, page, paragraph,
+                           picture, section, tile,
                            write_page)
 from .truth import TRUTH, join_truth, made_up, read_cq500, study_table
 from .windowing import BRAIN, apply_window
 
-# %% ../nbs/15_evaluation.ipynb #7dac5376
-_all_ = ['Evaluation', 'by', 'evaluate', 'judge', 'pick_slices', 'join_truth', 'made_up', 'read_cq500', 'study_table', 'KINDS']
+# %% ../nbs/15_evaluation.ipynb #89d50847
+_all_ = ['Evaluation', 'by', 'evaluate', 'judge', 'pick_slices', 'join_truth', 'made_up', 'read_cq500', 'study_table',
+         'KINDS']
 
-# %% ../nbs/15_evaluation.ipynb #a149f2b2
+# %% ../nbs/15_evaluation.ipynb #f7d7343d
 _MANY = dict(slice='slices', study='studies')
 _MODEL,_TRUTH,_OTHER = (COLOURS[o][0] for o in ('model', 'truth', 'other'))
 
@@ -41,18 +43,21 @@ def plot_auc(
         if k == 0: ax.barh(at, t.auc - .5, left=.5, height=.5, color=_MODEL, alpha=.35, label=_MANY[level])
         else: ax.plot(t.auc, at, 'D', color=_TRUTH, markersize=4, label=_MANY[level])
         ax.hlines(at, t.auc_low, t.auc_high, color=_TRUTH if k else _MODEL, lw=1.5)
-        for o in np.flatnonzero(t.auc.isna()) if k == 0 else (): ax.text(.505, o, 'one class only', va='center', color=_OTHER)
+        if k == 0:
+            for o in np.flatnonzero(t.auc.isna()): ax.text(.505, o, 'one class only', va='center', color=_OTHER)
     low = np.nanmin([.48, *(np.nanmin([.5, *t.auc_low, *t.auc]) - .02 for t in evaluation.subtypes.values())])
     ax.axvline(.5, color=_OTHER, lw=1)
-    ax.set(yticks=range(len(SUBTYPES)), yticklabels=SUBTYPES, xlim=(low, 1.01), xlabel='AUC, with 95% interval', title='Telling with from without')
+    ax.set(yticks=range(len(SUBTYPES)), yticklabels=SUBTYPES, xlim=(low, 1.01), xlabel='AUC, with 95% interval',
+           title='AUC by subtype')
     ax.invert_yaxis()
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.17), ncol=2)
 
-# %% ../nbs/15_evaluation.ipynb #2e51685e
+# %% ../nbs/15_evaluation.ipynb #75f6cec9
 def _of_any(evaluation):
     "Name, truth, probability, line style and operating point of `any`, where a level has both classes"
     for (level,rows),style in zip(evaluation.levels.items(), ('-', '--')):
-        if rows.true_any.nunique() == 2: yield level,rows.true_any.to_numpy(int),rows['any'].to_numpy(),style,rows.positive.to_numpy()
+        if rows.true_any.nunique() < 2: continue
+        yield level,rows.true_any.to_numpy(int),rows['any'].to_numpy(),style,rows.positive.to_numpy()
 
 def plot_roc(
     evaluation, # An `Evaluation`
@@ -67,7 +72,8 @@ def plot_roc(
         sensitivity,specificity = sensitivity_specificity(y, positive)
         ax.plot(1-specificity, sensitivity, 'o', color=_TRUTH, markersize=6 if level == 'slice' else 4)
     ax.plot([], [], 'o', color=_TRUTH, label='operating point')
-    ax.set(xlabel='1 - specificity: false alarms', ylabel='Sensitivity: blood found', title='Any blood: ROC', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
+    ax.set(xlabel='1 - specificity: false alarms', ylabel='Sensitivity: blood found', title='Any blood: ROC',
+           xlim=(-.02, 1.02), ylim=(-.02, 1.02))
     ax.legend(loc='lower right')
 
 def plot_precision(
@@ -79,11 +85,13 @@ def plot_precision(
     for level,y,p,style,_ in _of_any(evaluation):
         precision,recall,_ = precision_recall_curve(y, p)
         ax.plot(recall[:-1], precision[:-1], style, color=_MODEL, label=_MANY[level])
-        ax.axhline(y.mean(), ls=style, lw=1, color=_OTHER, label=f'{_MANY[level]} with blood: {y.mean():.0%}')
-    ax.set(xlabel='Recall: blood found', ylabel='Precision: alarms that are right', title='Any blood: precision and recall', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
-    ax.legend(loc='lower left')
+        ax.axhline(y.mean(), ls=style, lw=1, color=_OTHER)
+        ax.text(.01, y.mean() + .01, f'{y.mean():.0%} of {_MANY[level]} have blood', fontsize=8, color=_OTHER)
+    ax.set(xlabel='Recall: blood found', ylabel='Precision: alarms that are right',
+           title='Any blood: precision and recall', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
+    ax.legend(loc='best')
 
-# %% ../nbs/15_evaluation.ipynb #d9ca6e91
+# %% ../nbs/15_evaluation.ipynb #c0cb5991
 def plot_reliability(
     evaluation, # An `Evaluation`
     ax # matplotlib axes
@@ -94,7 +102,8 @@ def plot_reliability(
     table = reliability(rows.true_any, rows['any'])
     ax.plot(table.predicted, table.observed, '-', color=_MODEL, lw=1)
     ax.scatter(table.predicted, table.observed, s=12 + 250*table.n/table.n.sum(), color=_MODEL, alpha=.7, linewidths=0)
-    ax.set(xlabel='Mean probability of any', ylabel=f'Share of {_MANY[level]} with blood', xlim=(-.04, 1.04), ylim=(-.04, 1.04),
+    ax.set(xlabel='Mean probability of any', ylabel=f'Share of {_MANY[level]} with blood', xlim=(-.04, 1.04),
+           ylim=(-.04, 1.04),
            title=f"Calibration, error {evaluation.subtypes[level].ece['any']:.3f}")
 
 def plot_spread(
@@ -106,10 +115,11 @@ def plot_spread(
     edges = np.linspace(0, 1, 21)
     for name,which,colour in ('without blood', rows.true_any == 0, _OTHER), ('with blood', rows.true_any == 1, _TRUTH):
         ax.hist(rows['any'][which], edges, color=colour, alpha=.55, label=f'{name} ({which.sum():,})')
-    ax.set(xlabel='Probability of any', ylabel=f'{_MANY[level].title()} (log scale)', yscale='log', title='How sure it is')
+    ax.set(xlabel='Probability of any', ylabel=f'{_MANY[level].title()} (log scale)', yscale='log',
+           title='How sure it is')
     ax.legend(loc='upper center')
 
-# %% ../nbs/15_evaluation.ipynb #24123abb
+# %% ../nbs/15_evaluation.ipynb #6944b9e4
 def plot_curves(
     curves, # stage size epoch train_loss valid_loss, one row an epoch, in order
     ax, # matplotlib axes
@@ -123,12 +133,14 @@ def plot_curves(
     changes = np.flatnonzero((curves.stage.to_numpy()[1:] != curves.stage.to_numpy()[:-1])) + 1
     for start in [0, *changes]:
         if start: ax.axvline(start + .5, color=_OTHER, lw=.8)
-        ax.text(start + .6, 1, f"{curves['size'].iloc[start]} px", transform=ax.get_xaxis_transform(), va='top', fontsize=8, color=_OTHER)
+        ax.text(start + .6, 1, f"{curves['size'].iloc[start]} px", transform=ax.get_xaxis_transform(), va='top',
+                fontsize=8, color=_OTHER)
+    ax.margins(y=.12)
     ax.set(xlabel='Epoch', ylabel='Weighted log loss', title='Training', xlim=(.5, len(curves) + .5))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc='upper right', bbox_to_anchor=(1, .94))
 
-# %% ../nbs/15_evaluation.ipynb #17f27ebf
+# %% ../nbs/15_evaluation.ipynb #73d9a943
 _VERDICTS = {(1, 1): 'found', (1, 0): 'missed', (0, 1): 'false alarm', (0, 0): 'rightly left alone'}
 
 def _bars(row):
@@ -144,20 +156,23 @@ def _card(row, images):
     "One slice with its picture"
     try: shown = picture(apply_window(images(row.image_id), BRAIN), alt=f'slice {row.image_id} in the brain window')
     except Exception as e: shown = paragraph(f'No picture: {e}', 'soft')
-    place = ', '.join(f'{word} {row[o]}' for word,o in (('study', 'study_id'), ('slice', 'slice_index')) if o in row and pd.notna(row[o]))
+    known = [(word, row.get(o)) for word,o in (('study', 'study_id'), ('slice', 'slice_index'))]
+    place = ', '.join(f'{word} {o}' for word,o in known if pd.notna(o))
     verdict = _VERDICTS[int(row.true_any), int(row.positive)]
     return figure(shown, f'<b>{escape(str(row.image_id))}</b> {escape(verdict)}<br>{escape(place)}{_bars(row)}')
 
 def _gallery(evaluation, images, n):
     "The section of pictures"
     if evaluation.slices is None or images is None: return ''
-    parts = [paragraph('Brain window, 40/80 HU; one slice a study at most. Bars are what the model says; a dot and orange mark what the truth says.', 'soft')]
+    parts = [paragraph('Brain window, 40/80 HU; one slice a study at most. Bars are what the model says; '
+                       'a dot and orange mark what the truth says.', 'soft')]
     for kind,title in KINDS.items():
         rows = pick_slices(evaluation, kind, n)
-        if len(rows): parts.append(f'<h3>{escape(title)}</h3>' + grid([_card(row, images) for _,row in rows.iterrows()], 230))
+        if len(rows): parts.append(f'<h3>{escape(title)}</h3>'
+                                   + grid([_card(row, images) for _,row in rows.iterrows()], 230))
     return section('Slices to look at', *parts)
 
-# %% ../nbs/15_evaluation.ipynb #a4d358ee
+# %% ../nbs/15_evaluation.ipynb #4f903a80
 FEW_PATIENTS = 10 # Below so many with a subtype, its figures are anecdotes
 
 def in_words(
@@ -171,10 +186,12 @@ def in_words(
     said = [f"Judged on {' of '.join(counts)}; {' and '.join(shares)} contain blood."]
     skill,low,high = m.loc['skill']
     if np.isfinite(skill):
-        better = f"{abs(skill):.0%} {'better' if skill >= 0 else 'WORSE'} than"
-        doubt = ', which could be chance' if low <= 0 <= skill else ''
-        said.append(f"Its weighted log loss is {m.value['score']:.3f}; a constant answer gets {m.value['prior score']:.3f}. "
-                    f'That is {better} not looking at all' + (f' (95% interval {low:.0%} to {high:.0%})' if np.isfinite(low) else '') + f'{doubt}.')
+        ends = sorted(abs(o) for o in (low, high)) if skill < 0 and high < 0 else (low, high)
+        within = f' (95% interval {ends[0]:.0%} to {ends[1]:.0%})' if np.isfinite(low) else ''
+        doubt = ', which could be chance' if low <= 0 <= high else ''
+        how = f"{abs(skill):.0%} {'better' if skill >= 0 else 'WORSE'}"
+        said.append(f"Its weighted log loss is {number(m.value['score'])}; a constant answer gets "
+                    f"{number(m.value['prior score'])}. That is {how} than not looking at all{within}{doubt}.")
     aucs = {k: o.loc['AUC any'] for k,o in evaluation.measures.items()}
     known = [f'{interval(*o)} by {k}' for k,o in aucs.items() if np.isfinite(o['value'])]
     said.append(f"AUC of any: {', '.join(known)}." if known else 'No AUC: all have blood, or none has.')
@@ -187,19 +204,24 @@ def cautions(
     "What the figures do not carry"
     t = next(iter(evaluation.subtypes.values()))
     few = [f"{s} ({n})" for s,n in t.patients.items() if n < FEW_PATIENTS]
-    said = [f"Intervals are 95%, from a bootstrap over {evaluation.info['groups']}; the constant prior comes from {evaluation.info['prior']}."]
+    said = [f"Intervals are 95%, from a bootstrap over {evaluation.info['groups']}; "
+            f"the constant prior comes from {evaluation.info['prior']}."]
     if few: said.append(f'Few patients have {", ".join(few)}: take these figures as anecdotes.')
-    if len(evaluation.left_out): said.append(f'{len(evaluation.left_out):,} rows could not be judged; they are listed at the end.')
+    lost = len(evaluation.left_out)
+    if lost: said.append(f'{lost:,} rows could not be judged; they are listed at the end.')
     return said
 
-# %% ../nbs/15_evaluation.ipynb #dd53d6cd
+# %% ../nbs/15_evaluation.ipynb #824f925e
 def _subtype_table(evaluation, level):
     "One level's figures as text"
     t,m = evaluation.subtypes[level],evaluation.measures[level]
-    shown = pd.DataFrame({'': t.index, 'with it': t.positive.map('{:,}'.format), 'patients': t.patients, 'log loss': t.log_loss.map(number),
-                          'constant prior': t.prior_log_loss.map(number), 'AUC (95% interval)': [interval(*o) for o in t[['auc', 'auc_low', 'auc_high']].to_numpy()],
+    shown = pd.DataFrame({'': t.index, 'with it': t.positive.map('{:,}'.format), 'patients': t.patients,
+                          'log loss': t.log_loss.map(number),
+                          'constant prior': t.prior_log_loss.map(number),
+                          'AUC (95% interval)': [interval(*o) for o in t[['auc', 'auc_low', 'auc_high']].to_numpy()],
                           'calibration error': t.ece.map(number)})
-    whole = {'': 'weighted', 'with it': '', 'patients': '', 'log loss': interval(*m.loc['score']), 'constant prior': number(m.value['prior score']),
+    whole = {'': 'weighted', 'with it': '', 'patients': '', 'log loss': interval(*m.loc['score']),
+             'constant prior': number(m.value['prior score']),
              'AUC (95% interval)': '', 'calibration error': ''}
     return f'<h3>By {level}</h3>' + html_table(pd.concat([pd.DataFrame([whole]), shown]))
 
@@ -208,8 +230,10 @@ def _operating_table(evaluation):
     rows = []
     for level,o in evaluation.levels.items():
         c,m = confusion(o.true_any, o.positive).astype(int),evaluation.measures[level]
-        rows.append({'': f'by {level}', 'found': f'{c.tp:,} of {c.tp+c.fn:,}', 'false alarms': f'{c.fp:,} of {c.fp+c.tn:,}',
-                     'sensitivity (95% interval)': interval(*m.loc['sensitivity']), 'specificity (95% interval)': interval(*m.loc['specificity'])})
+        rows.append({'': f'by {level}', 'found': f'{c.tp:,} of {c.tp+c.fn:,}',
+                     'false alarms': f'{c.fp:,} of {c.fp+c.tn:,}',
+                     'sensitivity (95% interval)': interval(*m.loc['sensitivity']),
+                     'specificity (95% interval)': interval(*m.loc['specificity'])})
     return html_table(pd.DataFrame(rows))
 
 PREVALENCES = .02, .05, .1, .2, .4 # Shares of studies with blood at which an alarm is explained
@@ -220,11 +244,12 @@ def _prevalence_table(evaluation):
     sensitivity,specificity = evaluation.measures[level].value[['sensitivity', 'specificity']]
     if not np.isfinite(sensitivity + specificity): return ''
     ppv,npv = predictive_values(sensitivity, specificity, PREVALENCES)
-    shown = pd.DataFrame({f'{_MANY[level]} with blood': [f'{o:.0%}' for o in PREVALENCES], 'an alarm is right': [number(o, 2) for o in ppv],
+    shown = pd.DataFrame({f'{_MANY[level]} with blood': [f'{o:.0%}' for o in PREVALENCES],
+                          'an alarm is right': [number(o, 2) for o in ppv],
                           'no alarm is right': [number(o, 2) for o in npv]})
     return f'<h3>What an alarm would mean elsewhere, by {level}</h3>' + html_table(shown)
 
-# %% ../nbs/15_evaluation.ipynb #a43d4cc0
+# %% ../nbs/15_evaluation.ipynb #ec8d65f3
 def _charts(evaluation, curves):
     "The section of charts"
     import matplotlib as mpl, matplotlib.pyplot as plt
@@ -243,22 +268,27 @@ def _charts(evaluation, curves):
 def _tiles(evaluation):
     "The headline figures"
     level,m = next(iter(evaluation.measures.items()))
-    tiles = [tile(number(m.value['score']), 'weighted log loss', f"constant prior {number(m.value['prior score'])}; lower is better")]
+    tiles = [tile(number(m.value['score']), 'weighted log loss',
+                  f"constant prior {number(m.value['prior score'])}; lower is better")]
     for k,o in evaluation.measures.items():
-        tiles.append(tile(number(o.value['AUC any']), f'AUC of any, by {k}', f"95% interval {number(o.low['AUC any'])} to {number(o.high['AUC any'])}"))
+        tiles.append(tile(number(o.value['AUC any']), f'AUC of any, by {k}',
+                          f"95% interval {number(o.low['AUC any'])} to {number(o.high['AUC any'])}"))
     m = list(evaluation.measures.values())[-1]
     for o in 'sensitivity', 'specificity':
-        tiles.append(tile(number(m.value[o], 2), f'{o}, by {list(evaluation.measures)[-1]}', f'95% interval {number(m.low[o], 2)} to {number(m.high[o], 2)}'))
-    return grid(tiles, 190)
+        tiles.append(tile(number(m.value[o], 2), f'{o}, by {list(evaluation.measures)[-1]}',
+                          f'95% interval {number(m.low[o], 2)} to {number(m.high[o], 2)}'))
+    return grid(tiles, 160, fit=True)
 
 def _extra(title, content):
     "A section of the caller's own: a table, a matplotlib figure or text"
     if isinstance(content, pd.DataFrame): return section(title, html_table(content, words=True))
     name = 'extra-' + ''.join(o if o.isalnum() else '-' for o in title)
-    return section(title, figure(chart(content, name, title), '') if hasattr(content, 'savefig') else paragraph(str(content)))
+    return section(title, figure(chart(content, name, title), '') if hasattr(content, 'savefig')
+                   else paragraph(str(content)))
 
-# %% ../nbs/15_evaluation.ipynb #3dcbc450
-TRAITS = dict(thickness_mm=('slice thickness, mm', [0, 2, 4, np.inf]), bleed_ml=('size of the bleed, ml', [0, 1, 5, 20, np.inf]),
+# %% ../nbs/15_evaluation.ipynb #19f6ad47
+TRAITS = dict(thickness_mm=('slice thickness, mm', [0, 2, 4, np.inf]),
+              bleed_ml=('size of the bleed, ml', [0, 1, 5, 20, np.inf]),
               manufacturer=('manufacturer', None), scanner=('scanner', None), bits_stored=('bits stored', None))
 
 def _strata(evaluation):
@@ -268,27 +298,32 @@ def _strata(evaluation):
     for column,(name,bins) in TRAITS.items():
         if column not in evaluation.slices or evaluation.slices[column].nunique() < 2: continue
         t = by(evaluation, column, bins)
-        shown = pd.DataFrame({name: t.group, 'slices': t.n, 'with blood': t.positive, 'patients': t.patients, 'log loss': t.score, 'constant prior': t.prior,
-                              'AUC of any (95% interval)': [interval(*o) for o in t[['auc', 'auc_low', 'auc_high']].to_numpy()],
+        shown = pd.DataFrame({name: t.group, 'slices': t.n, 'with blood': t.positive, 'patients': t.patients,
+                              'log loss': t.score, 'constant prior': t.prior,
+                              'AUC of any (95% interval)': [interval(*o)
+                                                            for o in t[['auc', 'auc_low', 'auc_high']].to_numpy()],
                               'sensitivity': t.sensitivity, 'specificity': t.specificity})
         parts.append(f'<h3>By {escape(name)}</h3>' + html_table(shown))
     return section('Where it is good and where not', *parts)
 
-# %% ../nbs/15_evaluation.ipynb #36110a63
+# %% ../nbs/15_evaluation.ipynb #a90ba867
 MAX_LISTED = 1000 # Rows of the list of files left out
 
 _HOW_TO_READ = {
-    'Weighted log loss': 'the competition score: the mean penalty for a probability that is far from the truth; "any" counts twice; 0 is perfect, 34.5 the worst.',
-    'Constant prior': 'the score of an answer that never looks at an image: every slice gets the share of positive slices.',
+    'Weighted log loss': ('the competition score: the mean penalty for a probability that is far from the truth; '
+                          '"any" counts twice; 0 is perfect, 34.5 the worst.'),
+    'Constant prior': 'the score of an answer that never looks: every slice gets the share of positive slices.',
     'AUC': 'the probability that a slice (study) with blood gets a higher probability than one without; 0.5 is a coin.',
-    'Sensitivity, specificity': 'the share of those with blood that are flagged, and of those without that are not, at the operating point.',
+    'Sensitivity, specificity': ('the share of those with blood that are flagged, and of those without that are not, '
+                                 'at the operating point.'),
     'Calibration error': 'the mean distance between the probability that was said and the share that was seen.'}
 
 def _left_out(table):
     "The section of files that could not be judged"
     if not len(table): return section('Left out', paragraph('Nothing: every row of the predictions was judged.'))
     more = paragraph(f'and {len(table)-MAX_LISTED:,} more', 'soft') if len(table) > MAX_LISTED else ''
-    return section('Left out', paragraph(f'{len(table):,} could not be used, each for its reason.'), html_table(table.head(MAX_LISTED), words=True), more)
+    return section('Left out', paragraph(f'{len(table):,} could not be used, each for its reason.'),
+                   html_table(table.head(MAX_LISTED), words=True), more)
 
 def write_report(
     path, # The HTML file
@@ -302,11 +337,15 @@ def write_report(
     n_pictures:int=4 # Of each kind
 ) -> Path: # The file: one HTML document that loads nothing from elsewhere
     "Write what `evaluate` found, to be read by a radiologist and an engineer"
-    lost = evaluation.left_out if left_out is None else pd.concat([evaluation.left_out, pd.DataFrame(left_out)], ignore_index=True)
+    lost = pd.concat([evaluation.left_out, pd.DataFrame([] if left_out is None else left_out)], ignore_index=True)
     reading = ''.join(f'<p><b>{k}</b>: {escape(v)}</p>' for k,v in _HOW_TO_READ.items())
     parts = [*(paragraph(o, 'lead') for o in in_words(evaluation)), *(paragraph(o) for o in notes), _tiles(evaluation),
-             *(paragraph(o, 'soft') for o in cautions(evaluation)), f'<details><summary>How to read this</summary>{reading}</details>',
-             _charts(evaluation, curves), section('By subtype', *(_subtype_table(evaluation, o) for o in evaluation.levels)),
-             section('At the operating point', paragraph(f"Positive: {evaluation.info['positive']}."), _operating_table(evaluation), _prevalence_table(evaluation)),
-             _strata(evaluation), _gallery(evaluation, images, n_pictures), *(_extra(*o) for o in (extra or {}).items()), _left_out(lost)]
+             *(paragraph(o, 'soft') for o in cautions(evaluation)),
+             f'<details><summary>How to read this</summary>{reading}</details>',
+             _charts(evaluation, curves),
+             section('By subtype', *(_subtype_table(evaluation, o) for o in evaluation.levels)),
+             section('At the operating point', paragraph(f"Positive: {evaluation.info['positive']}."),
+                     _operating_table(evaluation), _prevalence_table(evaluation)),
+             _strata(evaluation), _gallery(evaluation, images, n_pictures),
+             *(_extra(*o) for o in (extra or {}).items()), _left_out(lost)]
     return Path(write_page(path, page(title, parts)))

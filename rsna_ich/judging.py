@@ -7,7 +7,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/judging.html.md"""
 # %% auto #0
 __all__ = ['KINDS', 'judge', 'Evaluation', 'evaluate', 'by', 'pick_slices']
 
-# %% ../nbs/14b_judging.ipynb #133d5afc
+# %% ../nbs/14b_judging.ipynb #d7f4f8e2
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +15,12 @@ import pandas as pd
 
 from .core import InputError
 from .labels import SUBTYPES
-from .metrics import (CLIP, WEIGHTS, auc, boundary_interval, bootstrap_interval, constant_prior, expected_calibration_error,
+from .metrics import (CLIP, WEIGHTS, _auc, boundary_interval, bootstrap_interval, constant_prior,
+                              expected_calibration_error,
                               per_subtype_log_loss, sensitivity_specificity)
-from .truth import TRUTH, _some, _unread, join_truth, study_table
+from .truth import TRUTH, _some, _unread, join_truth, read_wide, study_table
 
-# %% ../nbs/14b_judging.ipynb #f83b3ead
+# %% ../nbs/14b_judging.ipynb #110d2e2b
 def _losses(p, y):
     "Log loss of every single probability"
     p = np.clip(p, CLIP, 1-CLIP)
@@ -34,21 +35,22 @@ def _statistics(p, y, positive, prior):
         score,constant = np.average(loss, weights=w),np.average(base, weights=w)
         skill = 1 - score/constant if constant > 0 else np.nan
         return np.array([score, constant, skill, *sensitivity_specificity(y[:, 0], positive, weights=w),
-                         *(auc(truth, preds, w[order]) for order,truth,preds in columns)])
+                         *(_auc(truth, preds, w[order]) for order,truth,preds in columns)])
     return values
 
 def _at_the_edge(measures, y, groups):
     "Intervals where all draws agree: exact ones for shares of patients, none for AUC"
     for name,side in (('sensitivity', 1), ('specificity', 0)):
         if measures.value[name] in (0, 1):
-            measures.loc[name, ['low', 'high']] = boundary_interval(measures.value[name], pd.Series(groups)[y == side].nunique())
+            patients = pd.Series(groups)[y == side].nunique()
+            measures.loc[name, ['low', 'high']] = boundary_interval(measures.value[name], patients)
     same = measures.index.str.startswith('AUC') & (measures.low == measures.high)
     measures.loc[same, ['low', 'high']] = np.nan
     return measures
 
 _MEASURES = ['score', 'prior score', 'skill', 'sensitivity', 'specificity'] + [f'AUC {o}' for o in SUBTYPES]
 
-# %% ../nbs/14b_judging.ipynb #731f17ee
+# %% ../nbs/14b_judging.ipynb #d1155b0e
 def judge(
     rows, # One row a slice or study: six probabilities, `true_...` and `positive`
     groups, # The patient of each row
@@ -65,16 +67,17 @@ def judge(
     measures = _at_the_edge(measures, y[:, 0], np.asarray(groups))
     aucs = measures.loc[[f'AUC {o}' for o in SUBTYPES]].to_numpy()
     subtypes = pd.DataFrame(dict(
-        n=len(y), positive=y.sum(0).astype(int), patients=[pd.Series(np.asarray(groups))[y[:, j] > 0].nunique() for j in range(6)],
+        n=len(y), positive=y.sum(0).astype(int), patients=[pd.Series(np.asarray(groups))[y[:, j] > 0].nunique()
+                                                           for j in range(6)],
         log_loss=per_subtype_log_loss(p, y), prior_log_loss=_losses(np.broadcast_to(prior, p.shape), y).mean(0),
         auc=aucs[:, 0], auc_low=aucs[:, 1], auc_high=aucs[:, 2],
         ece=[expected_calibration_error(y[:, j], p[:, j]) for j in range(6)]), index=pd.Index(SUBTYPES, name='subtype'))
     return measures,subtypes
 
-# %% ../nbs/14b_judging.ipynb #551805d7
+# %% ../nbs/14b_judging.ipynb #a5abc820
 @dataclass
 class Evaluation:
-    "What `evaluate` found: `slices` and `studies` are the judged rows, `measures` and `subtypes` the figures of each level"
+    "What `evaluate` found: `slices` and `studies` are the judged rows, `measures` and `subtypes` the figures"
     levels:dict # 'slice' and 'study' (either may be missing) to the judged rows
     measures:dict # The same keys to a table of measures: value low high
     subtypes:dict # The same keys to a table with one row a subtype
@@ -95,25 +98,28 @@ class Evaluation:
             parts.append(pd.concat([pd.DataFrame(whole, index=['weighted']), subtypes]).rename_axis('subtype'))
         return pd.concat(parts, keys=self.subtypes, names=['level'])[list(subtypes.columns)]
 
-# %% ../nbs/14b_judging.ipynb #c2a7679f
+# %% ../nbs/14b_judging.ipynb #77036736
+def _key(rows): return 'image_id' if 'image_id' in rows else 'study_id'
+
 def _groups(rows, groups):
     "The patient of each row, and in words where that came from"
     if groups is None: groups = next((o for o in ('patient_id', 'study_id') if o in rows), None)
-    if groups is None: return np.arange(len(rows)),'single slices, since no patients are given: intervals are too narrow'
+    if groups is None: return np.arange(len(rows)),'single slices (no patients are given: intervals are too narrow)'
     if isinstance(groups, str):
         if groups not in rows: raise InputError('the predictions', f'no column {groups}')
         return rows[groups].to_numpy(),dict(patient_id='patients', study_id='studies').get(groups, groups)
-    found = rows['image_id' if 'image_id' in rows else 'study_id'].map(groups)
-    if found.isna().any(): raise InputError('the groups', f'no patient for {_some(rows.image_id[found.isna()])}')
+    found = rows[_key(rows)].map(groups)
+    if found.isna().any(): raise InputError('the groups', f'no patient for {_some(rows[_key(rows)][found.isna()])}')
     return found.to_numpy(),'patients'
 
 def _decide(rows, threshold):
     "The rows with `positive`, and in words how it was decided"
-    if threshold is None and 'positive' in rows and rows.positive.isin((0, 1)).all(): return rows,"as the predictions' column says"
+    told = 'positive' in rows and rows.positive.isin((0, 1)).all()
+    if threshold is None and told: return rows,"as the predictions' column says"
     at = .5 if threshold is None else threshold
     return rows.assign(positive=(rows['any'] >= at).astype(int)),f'any at or above {at:g}'
 
-# %% ../nbs/14b_judging.ipynb #0f85bf54
+# %% ../nbs/14b_judging.ipynb #f5110430
 def evaluate(
     predictions, # Predictions: path or DataFrame, see `read_wide`
     truth, # Truth: path or DataFrame, by image or by study
@@ -126,13 +132,13 @@ def evaluate(
     seed:int=0
 ) -> Evaluation: # InputError where the two do not fit
     "Slices and, where they are known, studies against the truth"
+    predictions = read_wide(predictions)
     joined = join_truth(predictions, truth, subset)
-    unread = _unread(joined)
-    lost = joined[unread]
-    reasons = lost['status'].where(lost['status'].fillna('ok') != 'ok', 'no probabilities') if 'status' in lost else 'no probabilities'
-    key = 'image_id' if 'image_id' in joined else 'study_id'
-    left_out = pd.DataFrame(dict(image_id=lost[key], reason=reasons)).reset_index(drop=True)
-    rows,decided = _decide(joined[~unread].reset_index(drop=True), threshold)
+    lost = predictions[_unread(predictions)]
+    reasons = lost['status'].replace('ok', np.nan) if 'status' in lost else pd.Series(np.nan, lost.index)
+    left_out = pd.DataFrame(dict(image_id=lost[_key(lost)], reason=reasons.astype(object).fillna('no probabilities')))
+    key,rows = _key(joined),joined[~_unread(joined)].reset_index(drop=True)
+    rows,decided = _decide(rows, threshold)
     rows['group'],drawn = _groups(rows, groups)
     rows['loss'] = _losses(rows[SUBTYPES].to_numpy(float), rows[TRUTH].to_numpy(float)) @ WEIGHTS
     levels = {key.removesuffix('_id').replace('image', 'slice'): rows}
@@ -141,37 +147,46 @@ def evaluate(
         if how != 'max' and threshold is not None: studies,_ = _decide(studies, threshold)
         levels['study'] = studies.assign(group=rows.groupby('study_id', sort=False).group.first().to_numpy())
     found = {name: judge(o, o.group, prior if name == 'slice' else None, n_boot, seed) for name,o in levels.items()}
-    info = dict(groups=drawn, positive=decided, prior='the training labels' if prior is not None else 'the judged truth itself', how=how)
-    return Evaluation(levels, {k: m for k,(m,_) in found.items()}, {k: s for k,(_,s) in found.items()}, left_out, info)
+    source = 'the judged truth itself' if prior is None else 'the training labels'
+    info = dict(groups=drawn, positive=decided, prior=source, how=how, n_boot=n_boot)
+    return Evaluation(levels, {k: m for k,(m,_) in found.items()}, {k: s for k,(_,s) in found.items()},
+                      left_out.reset_index(drop=True), info)
 
-# %% ../nbs/14b_judging.ipynb #c2ca0766
+# %% ../nbs/14b_judging.ipynb #1b9aea84
 def by(
     evaluation, # An `Evaluation`
     what, # A column of its rows, or a Series or dict by image_id (study_id)
     bins=None, # Edges, to cut numbers into groups
     level:str='slice', # Which rows: 'slice' or 'study'
-    n_boot:int=200, # Bootstrap draws
+    n_boot:int|None=None, # Bootstrap draws; None: as many as for the whole
     seed:int=0
 ) -> pd.DataFrame: # One row a group: n positive patients score auc (low, high) sensitivity specificity
     "The figures of each group of slices or studies"
-    rows = evaluation.levels[level]
+    rows,n_boot = evaluation.levels[level],evaluation.info.get('n_boot', 200) if n_boot is None else n_boot
     if isinstance(what, str) and what not in rows: raise ValueError(f'no column {what}')
     values = rows[what] if isinstance(what, str) else rows['image_id' if level == 'slice' else 'study_id'].map(what)
     if bins is not None: values = pd.cut(values, bins)
-    shared = values.isna() & (rows.true_any == 0) if values[rows.true_any == 0].isna().all() else np.zeros(len(rows), bool)
+    without = rows.true_any == 0
+    shared = without & values[without].isna().all()
     groups = values.cat.categories if bins is not None else sorted(values.dropna().unique())
-    found = {str(g): rows[(values == g) | shared] for g in groups if (values == g).any()}
+    found = {_range(g): rows[(values == g) | shared] for g in groups if (values == g).any()}
     return pd.DataFrame([_figures(g, o, n_boot, seed) for g,o in found.items()])
+
+def _range(g):
+    "A group's name; of an interval, its ends"
+    if not isinstance(g, pd.Interval): return str(g)
+    return f'over {g.left:g}' if np.isinf(g.right) else f'{g.left:g} to {g.right:g}'
 
 def _figures(name, rows, n_boot, seed):
     "One row of `by`"
     m,_ = judge(rows, rows.group, None, n_boot, seed)
     auc_,low,high = m.loc['AUC any']
-    return dict(group=name, n=len(rows), positive=int(rows.true_any.sum()), patients=rows.group.nunique(), score=m.value['score'],
+    return dict(group=name, n=len(rows), positive=int(rows.true_any.sum()), patients=rows.group.nunique(),
+                score=m.value['score'],
                 prior=m.value['prior score'], auc=auc_, auc_low=low, auc_high=high, sensitivity=m.value['sensitivity'],
                 specificity=m.value['specificity'])
 
-# %% ../nbs/14b_judging.ipynb #18037756
+# %% ../nbs/14b_judging.ipynb #bd8e4800
 KINDS = {'missed': 'Blood that the model saw least', 'alarm': 'Strongest alarms without blood',
          'kind': 'Blood found, the kind least understood', 'found': 'Blood that it saw best'}
 
@@ -180,7 +195,7 @@ def pick_slices(
     kind:str, # 'missed', 'alarm', 'kind' or 'found'
     n:int=4 # How many at most, one a study
 ) -> pd.DataFrame: # Rows of `evaluation.slices`, the most telling first
-    "Slices to look at: lowest `any` with blood, highest without, highest loss among the found, highest `any` with blood"
+    "Lowest `any` with blood, highest `any` without, highest loss among the found, highest `any` with blood"
     if kind not in KINDS: raise ValueError(f'kind is one of {", ".join(KINDS)}, not {kind!r}')
     rows = evaluation.slices[evaluation.slices.true_any == (kind != 'alarm')]
     if kind == 'kind': rows = rows[rows.positive == 1]

@@ -22,18 +22,20 @@ from .core import InputError, atomic_path, real_data
 SUBTYPES = ['any', 'epidural', 'intraparenchymal', 'intraventricular', 'subarachnoid', 'subdural']
 LONG_ORDER = SUBTYPES[1:] + SUBTYPES[:1] # Within an image, the competition's files have `any` last
 
-# %% ../nbs/00_labels.ipynb #1ed47a94
+# %% ../nbs/00_labels.ipynb #61ac1212
 def _read_csv(path, types):
     "Arrow table of a CSV file, plain, gzipped, or alone in a zip archive; InputError where it is none"
     try:
         with ExitStack() as stack:
             f = str(path)
-            if zipfile.is_zipfile(path): f = stack.enter_context((z := stack.enter_context(zipfile.ZipFile(path))).open(_only(z)))
-            table = pacsv.read_csv(f, convert_options=pacsv.ConvertOptions(column_types=types, strings_can_be_null=False))
+            if zipfile.is_zipfile(path):
+                z = stack.enter_context(zipfile.ZipFile(path))
+                f = stack.enter_context(z.open(_only(z)))
+            return pacsv.read_csv(f, convert_options=pacsv.ConvertOptions(column_types=types,
+                strings_can_be_null=False))
     except OSError as e: raise InputError(path, f'cannot be read: {e.strerror or e}') from None
     except (pa.ArrowInvalid, ValueError, zipfile.BadZipFile) as e:
         raise InputError(path, f'not a table of labels: {str(e).splitlines()[0]}') from None
-    return table
 
 def _only(z):
     "Name of the one CSV file in a zip archive"
@@ -47,7 +49,7 @@ def _some(names, n=3):
     names = [str(o) for o in names]
     return ', '.join(names[:n]) + (f' and {len(names) - n:,} more' if len(names) > n else '')
 
-# %% ../nbs/00_labels.ipynb #e03411ca
+# %% ../nbs/00_labels.ipynb #788c209a
 def _by_subtype(ids, values, path):
     "A dict from subtype to its images and values, in the file's order"
     def part(name):
@@ -55,7 +57,8 @@ def _by_subtype(ids, values, path):
         images = pc.utf8_slice_codeunits(pc.filter(ids, rows), 0, -len(name) - 1).combine_chunks()
         return images, pc.filter(values, rows).to_numpy(), pc.all(pc.starts_with(images, 'ID_'), min_count=0).as_py()
     parts = {o: part(o) for o in SUBTYPES}
-    if sum(len(o) for o,_,_ in parts.values()) < len(ids) or not all(ok for *_,ok in parts.values()): raise _malformed(ids, path)
+    complete = sum(len(o) for o,*_ in parts.values()) == len(ids)
+    if not complete or not all(ok for *_,ok in parts.values()): raise _malformed(ids, path)
     return {name: (images, column) for name,(images,column,_) in parts.items()}
 
 def _malformed(ids, path):
@@ -65,7 +68,7 @@ def _malformed(ids, path):
 
 _KEY = f'^(?P<image_id>ID_.+)_(?P<subtype>{"|".join(SUBTYPES)})$'
 
-# %% ../nbs/00_labels.ipynb #02f7b4d0
+# %% ../nbs/00_labels.ipynb #a5f6da0c
 def _blocks(ids):
     "Images and the order of subtypes where the keys come in blocks of six of one shape, otherwise None"
     n = len(SUBTYPES)
@@ -81,7 +84,8 @@ def _blocks(ids):
     keys = np.split(block, np.cumsum(widths)[:-1], axis=1)
     images = keys[0][:, :size]
     if not all((o[:, :size] == images).all() and (o[:, size:] == o[0, size:]).all() for o in keys): return
-    buffers = [None, pa.py_buffer(np.arange(len(images) + 1, dtype=np.int32)*np.int32(size)), pa.py_buffer(images.tobytes())]
+    buffers = [None, pa.py_buffer(np.arange(len(images) + 1, dtype=np.int32)*np.int32(size)),
+        pa.py_buffer(images.tobytes())]
     images = pa.Array.from_buffers(pa.string(), len(images), buffers)
     return (images, names) if pc.all(pc.starts_with(images, 'ID_')).as_py() else None
 
@@ -133,10 +137,10 @@ def _aligned(images, column, index, name, path):
     if extra: raise InputError(path, f'{len(extra):,} images without their row for any: {_some(extra)}')
     return column[where.to_numpy()]
 
-# %% ../nbs/00_labels.ipynb #e9ee0866
+# %% ../nbs/00_labels.ipynb #825fe866
 def read_labels(
     csv # Labels: long (`ID,Label`) or wide (`image_id` or `Image`, then the subtypes); may be gzipped or zipped
-) -> pd.DataFrame: # One row an image, indexed by `image_id`, one uint8 column a subtype; `attrs['duplicates']` counts dropped rows
+) -> pd.DataFrame: # By `image_id`, one uint8 column a subtype; `attrs['duplicates']` counts dropped rows
     "A file of labels as a wide table; conflicting duplicates, missing subtypes and malformed keys are an `InputError`"
     table = _read_csv(csv, {'ID': pa.string(), 'Label': pa.float32(), **{o: pa.float32() for o in SUBTYPES}})
     names = table.column_names
@@ -145,7 +149,8 @@ def read_labels(
     elif key and set(SUBTYPES) <= set(names):
         images = table[key].cast(pa.string()).combine_chunks()
         parts = {o: (images, table[o].to_numpy()) for o in SUBTYPES}
-    else: raise InputError(csv, f'columns are {_some(names, 8)} where ID,Label or image_id and the subtypes are expected')
+    else:
+        raise InputError(csv, f'columns are {_some(names, 8)} where ID,Label or image_id and the subtypes are expected')
     images, columns, dropped = _pivot(parts, csv)
     index = pd.Index(images.to_pandas(), name='image_id')
     labels = pd.DataFrame({o: _binary(columns[o], index, o, csv) for o in SUBTYPES}, index=index)
@@ -155,10 +160,12 @@ def read_labels(
 def _binary(values, index, name, path):
     "Values as uint8, each 0 or 1"
     bad = np.flatnonzero(~((values == 0) | (values == 1)))
-    if len(bad): raise InputError(path, f'{len(bad):,} labels are not 0 or 1: {_some(f"{index[i]}_{name} {values[i]:g}" for i in bad.tolist())}')
+    if len(bad):
+        found = _some(f'{index[i]}_{name} {values[i]:g}' for i in bad.tolist())
+        raise InputError(path, f'{len(bad):,} labels are not 0 or 1: {found}')
     return values.astype(np.uint8)
 
-# %% ../nbs/00_labels.ipynb #78165526
+# %% ../nbs/00_labels.ipynb #c706e774
 def to_long(
     labels # Wide labels or probabilities, indexed by `image_id`
 ) -> pd.DataFrame: # `ID` and `Label`, six rows an image, `any` last
@@ -177,7 +184,8 @@ def write_labels(
 def _write_csv(frame, path):
     "Write `ID,Label` without quotes, whole or not at all"
     with atomic_path(path) as p:
-        pacsv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), str(p), pacsv.WriteOptions(quoting_style='none', quoting_header='none'))
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        pacsv.write_csv(table, str(p), pacsv.WriteOptions(quoting_style='none', quoting_header='none'))
     return Path(path)
 
 # %% ../nbs/00_labels.ipynb #86b2f05f
@@ -203,21 +211,23 @@ def find_sample(
     "The sample submission, stage 2 before stage 1"
     return _find(folder, SAMPLE_FILES)
 
-# %% ../nbs/00_labels.ipynb #e116d828
+# %% ../nbs/00_labels.ipynb #0097a7b7
 def read_sample(
     csv # Sample submission, `ID,Label`
 ) -> pd.DataFrame: # `ID`, `image_id` and `subtype` of each row, in the file's order
     "The rows that a submission shall have; malformed or repeated keys are an `InputError`"
     table = _read_csv(csv, {'ID': pa.string(), 'Label': pa.float32()})
-    if 'ID' not in table.column_names: raise InputError(csv, f'columns are {_some(table.column_names, 8)} where ID,Label is expected')
+    if 'ID' not in table.column_names:
+        raise InputError(csv, f'columns are {_some(table.column_names, 8)} where ID,Label is expected')
     ids = table['ID'].combine_chunks()
     parts = pc.extract_regex(ids, _KEY)
     if parts.null_count: raise _malformed(ids, csv)
     sample = pd.DataFrame({'ID': ids.to_pandas(), **{o: parts.field(o).to_pandas() for o in ('image_id', 'subtype')}})
-    if (bad := sample.ID[sample.ID.duplicated()]).size: raise InputError(csv, f'{bad.size:,} repeated IDs: {_some(bad)}')
+    if (bad := sample.ID[sample.ID.duplicated()]).size:
+        raise InputError(csv, f'{bad.size:,} repeated IDs: {_some(bad)}')
     return sample
 
-# %% ../nbs/00_labels.ipynb #34e81ec6
+# %% ../nbs/00_labels.ipynb #def04bc5
 def write_submission(
     preds, # Probabilities, six columns a subtype; `image_id` as index or column
     path, # `submission.csv`
@@ -233,13 +243,16 @@ def write_submission(
     if missing is None and (rows < 0).any():
         lost = sample.image_id[rows < 0].unique()
         raise InputError(path, f'{len(lost):,} images of the sample submission have no prediction: {_some(lost)}')
-    return _write_csv(pd.DataFrame({'ID': sample.ID, 'Label': values[rows, pd.Index(SUBTYPES).get_indexer(sample.subtype)]}), path)
+    columns = pd.Index(SUBTYPES).get_indexer(sample.subtype)
+    return _write_csv(pd.DataFrame({'ID': sample.ID, 'Label': values[rows, columns]}), path)
 
 def _checked(preds, path):
     "Predictions by image, six float columns, all of them probabilities"
     if 'image_id' in preds: preds = preds.set_index('image_id')
-    if lost := [o for o in SUBTYPES if o not in preds]: raise InputError(path, f'predictions have no column {_some(lost)}')
-    if (twice := preds.index[preds.index.duplicated()]).size: raise InputError(path, f'images predicted twice: {_some(twice)}')
+    if lost := [o for o in SUBTYPES if o not in preds]:
+        raise InputError(path, f'predictions have no column {_some(lost)}')
+    if (twice := preds.index[preds.index.duplicated()]).size:
+        raise InputError(path, f'images predicted twice: {_some(twice)}')
     preds = preds[SUBTYPES].astype(float)
     if (bad := preds.index[~preds.ge(0).all(axis=1) | ~preds.le(1).all(axis=1)]).size:
         raise InputError(path, f'{bad.size:,} images have a prediction that is no probability: {_some(bad)}')

@@ -15,7 +15,7 @@ from torch import nn
 
 from .metrics import WEIGHTS, auc, weighted_log_loss
 
-# %% ../nbs/09a_losses.ipynb #8b46a5c1
+# %% ../nbs/09a_losses.ipynb #753eadfa
 class WeightedBCE(nn.Module):
     "The competition's weighted log loss of logits; its mean over slices equals `metrics.weighted_log_loss`"
     def __init__(self,
@@ -32,7 +32,8 @@ class WeightedBCE(nn.Module):
         logits, # (..., 6)
         targets # Truth, 0 to 1 (mixed-up truth lies between), (..., 6)
     ): # A scalar, or (...) with `reduction='none'`; ValueError where the shapes differ
-        if logits.shape != targets.shape: raise ValueError(f'logits are {tuple(logits.shape)}, truth is {tuple(targets.shape)}')
+        if logits.shape != targets.shape:
+            raise ValueError(f'logits are {tuple(logits.shape)}, truth is {tuple(targets.shape)}')
         logits,truth = logits.float(),targets.float()
         truth = truth*(1-self.smoothing) + self.smoothing/2
         loss = F.binary_cross_entropy_with_logits(logits, truth, reduction='none')

@@ -18,7 +18,7 @@ import pandas as pd
 
 from .labels import SUBTYPES
 
-# %% ../nbs/09_metrics.ipynb #8f3cc929
+# %% ../nbs/09_metrics.ipynb #dbb8dc03
 def _values(table):
     "A float64 array of `table`; of a DataFrame with the six subtypes, these columns in their order"
     if isinstance(table, pd.DataFrame) and set(SUBTYPES) <= set(table.columns): table = table[SUBTYPES]
@@ -37,7 +37,8 @@ def _pair(
     if p.ndim == 2 and p.shape[1] != len(SUBTYPES): raise ValueError(f'{p.shape[1]} columns, not the six of SUBTYPES')
     if p.ndim not in (1, 2) or not len(p): raise ValueError(f'nothing to judge: the shape is {p.shape}')
     if not np.isin(y, (0, 1)).all(): raise ValueError('truth must be 0 or 1 (are the arguments swapped?)')
-    if not ((p >= 0) & (p <= 1)).all(): raise ValueError('predictions must be probabilities between 0 and 1, without NaN')
+    inside = (p >= 0) & (p <= 1)
+    if not inside.all(): raise ValueError('predictions must be probabilities between 0 and 1, without NaN')
     return p,y
 
 # %% ../nbs/09_metrics.ipynb #bff67eb9
@@ -136,7 +137,7 @@ def boundary_interval(
     reach = ((1-level)/2)**(1/n)
     return (reach, 1.) if share else (0., 1-reach)
 
-# %% ../nbs/09_metrics.ipynb #6a231d9a
+# %% ../nbs/09_metrics.ipynb #ecf1a9db
 def confusion(
     targets, # Truth, 0 or 1, (n,)
     preds, # Probabilities (or decisions, 0 or 1), (n,)
@@ -147,7 +148,8 @@ def confusion(
     p,y = _pair(preds, targets)
     if p.ndim != 1: raise ValueError(f'one subtype at a time: the shape is {p.shape}')
     w,hit = np.ones(len(p)) if weights is None else np.asarray(weights),p >= threshold
-    return pd.Series(dict(tp=(w*(hit*y)).sum(), fp=(w*(hit*(1-y))).sum(), fn=(w*(~hit*y)).sum(), tn=(w*(~hit*(1-y))).sum()))
+    cells = dict(tp=hit*y, fp=hit*(1-y), fn=~hit*y, tn=~hit*(1-y))
+    return pd.Series({name: (w*rows).sum() for name,rows in cells.items()})
 
 def sensitivity_specificity(
     targets, # Truth, 0 or 1, (n,)
@@ -159,12 +161,12 @@ def sensitivity_specificity(
     tp,fp,fn,tn = confusion(targets, preds, threshold, weights)
     return tuple(float(a/(a+b)) if a+b else np.nan for a,b in ((tp, fn), (tn, fp)))
 
-# %% ../nbs/09_metrics.ipynb #de834f42
+# %% ../nbs/09_metrics.ipynb #842371de
 def choose_threshold(
     targets, # Truth, 0 or 1, (n,)
     preds, # Probabilities, (n,)
     specificity:float|None=None, # At least so much of it, with as much sensitivity as possible
-    sensitivity:float|None=None # Or at least so much of it, with as much specificity as possible; neither: Youden's index
+    sensitivity:float|None=None # Or at least so much of this, with as much specificity as possible; neither: Youden
 ) -> float: # The threshold; ValueError where a class is missing or both are wished for
     "The operating point that fits the wish"
     from sklearn.metrics import roc_curve
@@ -190,7 +192,7 @@ def predictive_values(
     cleared,missed = specificity*(1-np.asarray(prevalence, float)),(1-sensitivity)*np.asarray(prevalence, float)
     with np.errstate(invalid='ignore'): return true_flags/(true_flags+false_flags),cleared/(cleared+missed)
 
-# %% ../nbs/09_metrics.ipynb #0c745447
+# %% ../nbs/09_metrics.ipynb #86e21b55
 def reliability(
     targets, # Truth, 0 or 1, (n,)
     preds, # Probabilities, (n,)
@@ -203,7 +205,8 @@ def reliability(
     edges = np.unique(np.quantile(p, np.linspace(0, 1, bins+1))) if equal_counts else np.linspace(0, 1, bins+1)
     if len(edges) == 1: edges = np.repeat(edges, 2)
     which = np.clip(np.searchsorted(edges, p, side='right')-1, 0, len(edges)-2)
-    rows = [dict(low=edges[k], high=edges[k+1], n=(which == k).sum(), predicted=p[which == k].mean(), observed=y[which == k].mean())
+    rows = [dict(low=edges[k], high=edges[k+1], n=(which == k).sum(), predicted=p[which == k].mean(),
+                 observed=y[which == k].mean())
             for k in np.unique(which)]
     return pd.DataFrame(rows)
 
@@ -243,7 +246,7 @@ class Calibration(NamedTuple):
     ) -> np.ndarray: # Calibrated probabilities, (..., 6)
         return sigmoid(logit(preds)/self.temperature + np.array(self.bias))
 
-# %% ../nbs/09_metrics.ipynb #ae628b96
+# %% ../nbs/09_metrics.ipynb #86c84e8d
 def _calibration_loss(x, z, y, biased):
     "Score of `z*x[0]` plus the biases in `x[1:]`, and its gradient"
     bias = np.zeros(len(SUBTYPES))
@@ -266,7 +269,8 @@ def fit_temperature(
     if y.ndim != 2: raise ValueError(f'six columns are needed, not the shape {y.shape}')
     biased = np.flatnonzero((y.any(0) & ~y.all(0)) if bias else np.zeros(len(SUBTYPES), bool))
     limits = [(1/20, 20)] + [(-20, 20)]*len(biased)
-    fit = minimize(_calibration_loss, np.append(1., np.zeros(len(biased))), (z, y, biased), jac=True, bounds=limits, method='L-BFGS-B')
+    start = np.append(1., np.zeros(len(biased)))
+    fit = minimize(_calibration_loss, start, (z, y, biased), jac=True, bounds=limits, method='L-BFGS-B')
     shift = np.zeros(len(SUBTYPES))
     shift[biased] = fit.x[1:]
     return Calibration(float(1/fit.x[0]), tuple(shift.tolist()))

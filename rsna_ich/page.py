@@ -17,36 +17,50 @@ import pandas as pd
 
 from .core import DISCLAIMER, atomic_path
 
-# %% ../nbs/00a_page.ipynb #9e1a24d3
+# %% ../nbs/00a_page.ipynb #918d699b
 COLOURS = dict( # name: (on light, on dark)
     model=('#0072b2', '#56b4e9'), truth=('#b85c00', '#f0a848'), other=('#6e7781', '#8b949e'),
-    ink=('#1b1f24', '#e6edf3'), soft=('#57606a', '#9aa4ae'), paper=('#ffffff', '#0d1117'), card=('#f5f7f9', '#161b22'), line=('#d4dae0', '#30363d'))
+    ink=('#1b1f24', '#e6edf3'), soft=('#57606a', '#9aa4ae'), paper=('#ffffff', '#0d1117'), card=('#f5f7f9', '#161b22'),
+               line=('#d4dae0', '#30363d'))
 
 def _variables(which): return ''.join(f'--{name}:{pair[which]};' for name,pair in COLOURS.items())
 
-CSS = ':root{color-scheme:light dark;' + _variables(0) + '} @media(prefers-color-scheme:dark){:root{' + _variables(1) + '}}' + '''
+_DARK = '@media(prefers-color-scheme:dark){:root{' + _variables(1) + '}}'
+CSS = ':root{color-scheme:light dark;' + _variables(0) + '}' + _DARK + '''
 *{box-sizing:border-box} body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 main{max-width:1120px;margin:0 auto;padding:1.2rem 1rem 3rem} h1{font-size:1.7rem;line-height:1.2;margin:.4rem 0}
-h2{font-size:1.25rem;margin:2.2rem 0 .6rem;border-top:1px solid var(--line);padding-top:1rem} h3{font-size:1rem;margin:1.2rem 0 .4rem}
+h2{font-size:1.25rem;margin:2.2rem 0 .6rem;border-top:1px solid var(--line);padding-top:1rem}
+h3{font-size:1rem;margin:1.2rem 0 .4rem}
 p{max-width:46rem;margin:.5rem 0} .soft{color:var(--soft);font-size:.9rem} .lead{font-size:1.1rem}
-.warn{border-left:4px solid var(--truth);background:var(--card);padding:.5rem .8rem;margin:.8rem 0;max-width:none;font-size:.9rem}
+.warn{border-left:4px solid var(--truth);background:var(--card);padding:.5rem .8rem;margin:.8rem 0;
+max-width:none;font-size:.9rem}
 .grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--wide,340px)),1fr))}
+
+.fit{grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--wide,340px)),1fr))}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.8rem;min-width:0;margin:0}
-.tile b{display:block;font-size:1.7rem;line-height:1.2;color:var(--model)} .tile span{display:block;font-size:.85rem;color:var(--soft)}
-figure svg,figure img{display:block;width:100%;height:auto} figcaption{font-size:.85rem;color:var(--soft);margin-top:.4rem}
+.tile b{display:block;font-size:1.7rem;line-height:1.2;color:var(--model)}
+.tile span{display:block;font-size:.85rem;color:var(--soft)}
+figure svg,figure img{display:block;width:100%;height:auto}
+figcaption{font-size:.85rem;color:var(--soft);margin-top:.4rem}
 svg text{font-family:system-ui,sans-serif} img{border-radius:4px;background:#000}
 .scroll{overflow-x:auto} table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap} th{font-weight:600}
+th,td{padding:.3rem .55rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap} th{font-weight:600}
 th:first-child,td:first-child,.words td,.words th{text-align:left} .words td{white-space:normal;overflow-wrap:anywhere}
-.bars{display:grid;grid-template-columns:auto minmax(3rem,1fr) auto;gap:.1rem .5rem;align-items:center;font-size:.8rem;margin-top:.5rem}
-h3+.scroll,h3+.grid{margin-bottom:1rem} .bars i{display:block;height:.55rem;border-radius:3px;background:var(--model);min-width:1px} .bars .yes{color:var(--truth);font-weight:700}
+.bars{display:grid;grid-template-columns:auto minmax(2rem,1fr) auto;gap:.1rem .4rem;white-space:nowrap;
+align-items:center;font-size:.8rem;margin-top:.5rem}
+h3+.scroll,h3+.grid{margin-bottom:1rem}
+.bars i{display:block;height:.55rem;border-radius:3px;background:var(--model);min-width:1px}
+.bars .yes{color:var(--truth);font-weight:700}
 .bars .yes+span i{background:var(--truth)} details{margin:.6rem 0} summary{cursor:pointer}
 @media print{.card{break-inside:avoid}}'''
 
-# %% ../nbs/00a_page.ipynb #8e8acab8
-CHART_STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'rsna_ich', 'figure.figsize': (4.6, 3.6), 'figure.constrained_layout.use': True, 'font.size': 10, 'axes.spines.top': False,
-               'axes.spines.right': False, 'legend.frameon': False, 'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none',
-               **dict.fromkeys(['text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'], COLOURS['ink'][0])}
+# %% ../nbs/00a_page.ipynb #9fc73a8e
+CHART_STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'rsna_ich', 'figure.figsize': (4.6, 3.6),
+               'figure.constrained_layout.use': True, 'font.size': 10, 'axes.spines.top': False,
+               'axes.spines.right': False, 'legend.frameon': False, 'figure.facecolor': 'none',
+               'axes.facecolor': 'none', 'savefig.facecolor': 'none',
+               **dict.fromkeys(['text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'],
+                               COLOURS['ink'][0])}
 
 def chart(
     fig, # matplotlib Figure, best drawn within `rc_context(CHART_STYLE)` with colours from `COLOURS`
@@ -65,7 +79,7 @@ def chart(
     for colour,(light,_) in COLOURS.items(): svg = svg.replace(light, f'var(--{colour})')
     return svg.replace('<svg', f'<svg role="img" aria-label="{escape(alt)}"', 1)
 
-# %% ../nbs/00a_page.ipynb #3e5101f6
+# %% ../nbs/00a_page.ipynb #1154d5a6
 def picture(
     grey, # (h, w) or (h, w, 3), floats 0 to 1
     size:int=320, # Longest side at most, pixels; larger pictures are made smaller
@@ -74,14 +88,16 @@ def picture(
 ) -> str: # <img> with the picture in it
     "A picture within the page"
     from PIL import Image
-    image = Image.fromarray((np.clip(np.nan_to_num(np.asarray(grey, dtype=np.float32)), 0, 1)*255).round().astype(np.uint8))
+    grey = np.clip(np.nan_to_num(np.asarray(grey, dtype=np.float32)), 0, 1)
+    image = Image.fromarray((grey*255).round().astype(np.uint8))
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     with io.BytesIO() as f:
         image.save(f, format='JPEG', quality=quality)
         data = base64.b64encode(f.getvalue()).decode()
-    return f'<img width="{image.width}" height="{image.height}" alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
+    size = f'width="{image.width}" height="{image.height}"'
+    return f'<img {size} alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
 
-# %% ../nbs/00a_page.ipynb #5cf96f40
+# %% ../nbs/00a_page.ipynb #7f6ab055
 def number(
     value, # Number or None
     digits:int=3 # After the point
@@ -94,7 +110,8 @@ def interval(
     digits:int=3
 ) -> str: # '0.93 (0.91 to 0.95)'
     "A number with its interval"
-    return number(value, digits) + (f' ({number(low, digits)} to {number(high, digits)})' if np.isfinite(low) and np.isfinite(high) else '')
+    ends = f' ({number(low, digits)} to {number(high, digits)})' if np.isfinite(low) and np.isfinite(high) else ''
+    return number(value, digits) + ends
 
 def html_table(
     table, # DataFrame; floats are shown with three digits, everything else as it is
@@ -114,7 +131,7 @@ def tile(
     "One headline figure"
     return f'<div class="card tile"><b>{escape(str(value))}</b>{escape(label)}<span>{escape(detail)}</span></div>'
 
-# %% ../nbs/00a_page.ipynb #1e7e21a4
+# %% ../nbs/00a_page.ipynb #d25ce179
 def figure(
     inner:str, # HTML of `chart` or `picture`
     caption:str='' # Text; HTML if it is one of this module's pieces
@@ -124,10 +141,11 @@ def figure(
 
 def grid(
     parts, # HTML pieces
-    wide:int=340 # Narrowest column, pixels
+    wide:int=340, # Narrowest column, pixels
+    fit:bool=False # Stretch few pieces over the whole row?
 ) -> str: # HTML
     "Pieces side by side, as many as fit"
-    return f'<div class="grid" style="--wide:{wide}px">{"".join(parts)}</div>'
+    return f'<div class="grid{" fit" if fit else ""}" style="--wide:{wide}px">{"".join(parts)}</div>'
 
 def section(
     title:str, # Heading
@@ -144,7 +162,7 @@ def paragraph(
     "A paragraph"
     return f'<p class="{kind}">{escape(text)}</p>' if text else ''
 
-# %% ../nbs/00a_page.ipynb #f0cc2215
+# %% ../nbs/00a_page.ipynb #18f55ed2
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def page(
@@ -155,7 +173,8 @@ def page(
     "One HTML document that loads nothing from elsewhere"
     warning = paragraph(DISCLAIMER, 'warn')
     head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><title>{escape(title)}</title><style>{CSS}</style>')
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+            f'<title>{escape(title)}</title><style>{CSS}</style>')
     body = f'<h1>{escape(title)}</h1>{paragraph(subtitle, "soft")}{warning}{"".join(o for o in parts if o)}{warning}'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
 

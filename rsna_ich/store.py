@@ -9,7 +9,7 @@ __all__ = ['BRAIN_LIMITS', 'BOX_PIXELS', 'BOX_SLICES', 'OPENING', 'CODE_HU', 'CO
            'PIECE', 'PORTION', 'CROP_RULE', 'Box', 'whole_box', 'head_box', 'crop_resize', 'prepare', 'box_to_pixels',
            'pixels_to_box', 'uncrop', 'encode', 'decode', 'read_series', 'Store', 'build_store', 'export_png']
 
-# %% ../nbs/06_store.ipynb #ee33e7b1
+# %% ../nbs/06_store.ipynb #3fd73827
 import errno, hashlib, json, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from joblib import Parallel, delayed
-from scipy import ndimage
 
 from . import __version__
 from .core import InputError, atomic_path, progress
@@ -27,7 +26,7 @@ from .dicom import read_hu
 from .metadata import open_slice
 from .windowing import BRAIN, SOFT, SUBDURAL, window_channels
 
-# %% ../nbs/06_store.ipynb #9be18b32
+# %% ../nbs/06_store.ipynb #985463e4
 BRAIN_LIMITS = 0, 80 # HU: grey and white matter and blood lie between, air is below, bone above
 BOX_PIXELS = 100     # the head is looked for on a picture of about so many pixels a side
 BOX_SLICES = 32      # and on at most so many slices of a series
@@ -37,6 +36,7 @@ def _head_mask(
     picture # HU, (h, w), about `BOX_PIXELS` a side
 ): # bool, (h, w), or None where nothing stands out
     "The largest piece of tissue or bone"
+    from scipy import ndimage
     picture = ndimage.uniform_filter(np.clip(picture, *BRAIN_LIMITS).astype(np.uint8), 3)
     count = np.bincount(picture.ravel())
     count[0] = 0
@@ -227,7 +227,7 @@ def _prepare_series(
         out[which],boxes[shape] = prepare(np.stack([kept[i][2] for i in which]), size, box=box)
     return dict(hu=encode(out) if encoding == 'uint8' else out, failed=failed, rows=[(row, frame, *boxes[o.shape]) for row,frame,o in kept])
 
-# %% ../nbs/06_store.ipynb #39ecf872
+# %% ../nbs/06_store.ipynb #038477f4
 BOX_COLUMNS = ['box_top', 'box_left', 'box_size']
 ENCODINGS = {'int16': np.dtype('<i2'), 'uint8': np.dtype('u1')}
 HEADER = 128 # bytes of a .npy file before the data: numpy leaves room in it for N to grow
@@ -263,8 +263,15 @@ class Store:
         "The HU of slice or slices `i`"
         return decode(self.hu[i]) if self.encoding == 'uint8' else np.asarray(self.hu[i])
 
-    def box(self, i): return Box(*map(int, self.slices[BOX_COLUMNS].iloc[i]))
-    def series(self): return self.slices.groupby('series_id', sort=False).indices
+    def box(self,
+        i # A number
+    ) -> Box: # In pixels of that slice's file
+        "What slice `i` was cropped to"
+        return Box(*map(int, self.slices[BOX_COLUMNS].iloc[i]))
+
+    def series(self) -> dict: # Numbers of the slices by `series_id`, in order
+        "Which slices belong together"
+        return self.slices.groupby('series_id', sort=False).indices
 
     def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k != 'hu'}
     def __setstate__(self, state):

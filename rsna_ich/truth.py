@@ -35,7 +35,7 @@ def _some(names):
     names = [str(o) for o in names]
     return ', '.join(names[:5]) + (f' and {len(names)-5:,} more' if len(names) > 5 else '')
 
-# %% ../nbs/14a_truth.ipynb #b0471730
+# %% ../nbs/14a_truth.ipynb #ee9cb1ef
 def _long_to_wide(table, name):
     "`ID,Label` rows, six an image, as one row an image"
     split = table.ID.astype(str).str.rsplit('_', n=1, expand=True).reindex(columns=[0, 1])
@@ -43,7 +43,8 @@ def _long_to_wide(table, name):
     if len(unknown): raise InputError(name, f'IDs that do not end in a subtype: {_some(unknown)}')
     table = pd.DataFrame(dict(image_id=split[0], subtype=split[1], Label=table.Label)).drop_duplicates()
     twice = table[table.duplicated(['image_id', 'subtype'])]
-    if len(twice): raise InputError(name, f'different values for the same ID: {_some(twice.image_id + "_" + twice.subtype)}')
+    conflicts = twice.image_id + '_' + twice.subtype
+    if len(twice): raise InputError(name, f'different values for the same ID: {_some(conflicts)}')
     wide = table.pivot(index='image_id', columns='subtype', values='Label').reindex(columns=SUBTYPES)
     lacking = wide.index[wide.isna().any(axis=1)]
     if len(lacking): raise InputError(name, f'fewer than six values for {_some(lacking)}')
@@ -64,7 +65,7 @@ def read_wide(
     if len(twice): raise InputError(name, f'more than one row for {_some(twice.unique())}')
     return table
 
-# %% ../nbs/14a_truth.ipynb #0fc79398
+# %% ../nbs/14a_truth.ipynb #a89c73a4
 def _unread(table):
     "Which rows of predictions have nothing that could be judged"
     status = table['status'].fillna('ok') if 'status' in table else pd.Series('ok', index=table.index)
@@ -72,7 +73,8 @@ def _unread(table):
 
 def _read_truth(truth):
     "Truth in wide form; the competition's own long file goes through `read_labels`, which is made for its size"
-    if isinstance(truth, pd.DataFrame) or not Path(truth).is_file() or Path(truth).suffix == '.parquet': return read_wide(truth)
+    table = isinstance(truth, pd.DataFrame) or Path(truth).suffix == '.parquet'
+    if table or not Path(truth).is_file(): return read_wide(truth)
     try: long = {'ID', 'Label'} <= set(pd.read_csv(truth, nrows=0).columns)
     except Exception: long = False
     return read_labels(truth).reset_index() if long else read_wide(truth)
@@ -87,18 +89,21 @@ def join_truth(
     key = 'image_id' if 'image_id' in t else 'study_id'
     if key not in p: raise InputError('the predictions', f'the truth goes by {key}, which they lack')
     if key == 'study_id' and 'image_id' in p: p = study_table(p)
-    if not t[SUBTYPES].isin((0, 1)).all(axis=None): raise InputError('the truth', 'it must be 0 or 1 (are the two files swapped?)')
+    binary = t[SUBTYPES].isin((0, 1)).all(axis=None)
+    if not binary: raise InputError('the truth', 'it must be 0 or 1 (are the two files swapped?)')
     unread,wanted = _unread(p),set(t[key])
     unknown = p[key][~unread & ~p[key].isin(wanted)]
-    if len(unknown): raise InputError('the truth', f'nothing for {len(unknown):,} of {len(p):,} predictions: {_some(unknown)}')
+    if len(unknown):
+        raise InputError('the truth', f'nothing for {len(unknown):,} of {len(p):,} predictions: {_some(unknown)}')
     lacking = t[key][~t[key].isin(set(p[key]))]
     if len(lacking) and not subset:
-        raise InputError('the predictions', f'nothing for {len(lacking):,} of {len(t):,} rows of truth: {_some(lacking)} (a subset on purpose? say so)')
+        raise InputError('the predictions', f'nothing for {len(lacking):,} of {len(t):,} rows of truth: '
+                                            f'{_some(lacking)} (a subset on purpose? say so)')
     if unread.all(): raise InputError('the predictions', 'no row has status ok and six probabilities')
     t = t.rename(columns=dict(zip(SUBTYPES, TRUTH)))
     return p.merge(t[[key] + TRUTH + [o for o in t if o not in p and o not in TRUTH]], on=key, how='left')
 
-# %% ../nbs/14a_truth.ipynb #64b76c87
+# %% ../nbs/14a_truth.ipynb #2907e891
 def study_table(
     predictions, # One row a slice, with `study_id` and the six probabilities, with or without truth
     how:str='max' # 'max' over the slices, or 'noisy_or': 1 - prod(1 - p)
@@ -111,17 +116,20 @@ def study_table(
     first = [o for o in ('patient_id', 'thickness_mm', 'manufacturer') if o in rows]
     highest = [o for o in ['positive'] + TRUTH if o in rows]
     if how == 'max': probabilities = groups[SUBTYPES].max()
-    else: probabilities = -np.expm1(np.log1p(-rows[SUBTYPES].clip(upper=1-CLIP)).groupby(rows.study_id, sort=False).sum())
-    return pd.concat([groups[first].first(), groups.size().rename('n_slices'), probabilities, groups[highest].max()], axis=1).reset_index()
+    else:
+        none = np.log1p(-rows[SUBTYPES].clip(upper=1-CLIP))
+        probabilities = -np.expm1(none.groupby(rows.study_id, sort=False).sum())
+    return pd.concat([groups[first].first(), groups.size().rename('n_slices'), probabilities, groups[highest].max()],
+                     axis=1).reset_index()
 
-# %% ../nbs/14a_truth.ipynb #c79cb68e
+# %% ../nbs/14a_truth.ipynb #c2d97937
 _CQ500 = dict(zip(SUBTYPES, 'ICH EDH IPH IVH SAH SDH'.split()))
 
 def _plain(names): return names.astype(str).str.replace('[^A-Za-z0-9]', '', regex=True).str.upper()
 
 def read_cq500(
     csv, # Path of CQ500's reads.csv
-    studies=None # Table with `patient_id` and `study_id`, e.g. the slices table; None: the names themselves are the study ids
+    studies=None # Table with `patient_id` and `study_id`, e.g. the slices table; None: the names are the study ids
 ) -> pd.DataFrame: # study_id and the six subtypes, 0 or 1: the majority of three readers
     "CQ500's reads as truth for `join_truth`; InputError where columns are missing or reads are not 0 or 1"
     table,name = _read(csv)
@@ -130,12 +138,14 @@ def read_cq500(
     if lacking: raise InputError(name, f'not the form of CQ500: no column {_some(lacking)}')
     odd = table.name[~table[sum(columns.values(), [])].isin((0, 1)).all(axis=1)]
     if len(odd): raise InputError(name, f'reads that are not 0 or 1: {_some(odd)}')
-    truth = pd.DataFrame({'study_id': table.name, **{s: (table[o].sum(axis=1) >= 2).astype(int) for s,o in columns.items()}})
+    votes = {s: table[o].sum(axis=1) for s,o in columns.items()}
+    truth = pd.DataFrame({'study_id': table.name, **{s: (o >= 2).astype(int) for s,o in votes.items()}})
     if studies is None: return truth
     known = studies[['patient_id', 'study_id']].dropna().drop_duplicates()
-    return known.assign(key=_plain(known.patient_id)).merge(truth.drop(columns='study_id').assign(key=_plain(truth.study_id)), on='key').drop(columns='key')
+    known,truth = known.assign(key=_plain(known.patient_id)),truth.assign(key=_plain(truth.study_id))
+    return known.merge(truth.drop(columns='study_id'), on='key').drop(columns='key')
 
-# %% ../nbs/14a_truth.ipynb #fc9a6485
+# %% ../nbs/14a_truth.ipynb #eea6de54
 def made_up(
     n_patients:int=40,
     seed:int=0,
@@ -151,7 +161,8 @@ def made_up(
         y = np.c_[subs.any(1), subs].astype(int)
         z = -3 + skill*y + rng.normal(size=6)*.9 + rng.normal(size=y.shape)*1.1
         p = 1/(1 + np.exp(-z))
-        ids = dict(image_id=[f'ID_{k:03}{i:06}' for i in range(n)], patient_id=f'P{k:03}', study_id=f'S{k:03}', series_id=f'S{k:03}a', slice_index=range(n))
+        ids = dict(image_id=[f'ID_{k:03}{i:06}' for i in range(n)], patient_id=f'P{k:03}', study_id=f'S{k:03}',
+                   series_id=f'S{k:03}a', slice_index=range(n))
         rows.append(pd.DataFrame({**ids, **dict(zip(SUBTYPES, p.T)), **dict(zip(TRUTH, y.T))}))
     table = pd.concat(rows, ignore_index=True).assign(status='ok')
     truth = table[['image_id', 'patient_id'] + TRUTH].rename(columns=dict(zip(TRUTH, SUBTYPES)))

@@ -17,7 +17,7 @@ from collections import namedtuple
 
 import numpy as np
 
-# %% ../nbs/03_windowing.ipynb #2611c493
+# %% ../nbs/03_windowing.ipynb #7d57ac8d
 class Window(namedtuple('Window', 'center width')):
     "A stretch of HU that is spread from black to white: its `center` and its `width`, both in HU"
     __slots__ = ()
@@ -31,7 +31,12 @@ class Window(namedtuple('Window', 'center width')):
         return super().__new__(cls, center, width)
 
     @classmethod
-    def from_limits(cls, low, high): return cls((low+high)/2, high-low)
+    def from_limits(cls,
+        low:float, # Black, HU
+        high:float # White, HU
+    ):
+        "The window between two limits"
+        return cls((low+high)/2, high-low)
     @property
     def low(self): return self.center-self.width/2
     @property
@@ -47,7 +52,7 @@ BSB = BRAIN,SUBDURAL,BONE
 SYSTEMATIC = BRAIN,Window(75, 215),Window(40, 375),Window(600, 2800),GREY_WHITE,Window(40, 40)
 CT_RANGE = Window.from_limits(-1024, 3071) # what 12 bits hold with the usual intercept of -1024
 
-# %% ../nbs/03_windowing.ipynb #2e820863
+# %% ../nbs/03_windowing.ipynb #957f9c24
 def _is_tensor(x): return 'torch' in sys.modules and isinstance(x, sys.modules['torch'].Tensor)
 
 def _library(x): return sys.modules['torch'] if _is_tensor(x) else np
@@ -63,7 +68,8 @@ def _column(values, hu):
     "`values` as float32 (n, 1, 1), of the library and on the device of `hu`"
     if not _is_tensor(hu): return np.asarray(values, dtype=np.float32).reshape(-1, 1, 1)
     if not _is_tensor(values): values = np.asarray(values, dtype=np.float32)
-    return sys.modules['torch'].as_tensor(values, dtype=sys.modules['torch'].float32, device=hu.device).reshape(-1, 1, 1)
+    torch = sys.modules['torch']
+    return torch.as_tensor(values, dtype=torch.float32, device=hu.device).reshape(-1, 1, 1)
 
 def _unit_(x): return x.clamp_(0, 1) if _is_tensor(x) else np.clip(x, 0, 1, out=x)
 
@@ -75,12 +81,12 @@ def _sigmoid_(x):
     x += .5
     return x
 
-# %% ../nbs/03_windowing.ipynb #137f90e7
+# %% ../nbs/03_windowing.ipynb #3a71df75
 def window_channels(
     hu, # HU, (..., H, W), array or tensor
     windows # `Window`s or pairs of centre and width, one a channel
 ): # float32 (..., C, H, W) in [0,1], of the library and on the device of `hu`
-    "`hu` through each of `windows`: 0 at and below its lower limit, 1 at and above the upper one, a straight line between"
+    "`hu` through each of `windows`: 0 up to its lower limit, 1 from its upper limit on, a straight line between"
     hu,windows = _as_hu(hu),[Window(*w) for w in windows]
     x = hu[..., None, :, :] - _column([w.low for w in windows], hu)
     x /= _column([w.width for w in windows], hu)
@@ -108,7 +114,7 @@ def brain(
     "The brain window, 40/80, alone"
     return window_channels(hu, [window])
 
-# %% ../nbs/03_windowing.ipynb #02bf3e70
+# %% ../nbs/03_windowing.ipynb #77287d18
 def metadata(
     hu, # HU, (..., H, W)
     center=None, # The header's WindowCenter, HU: one number, or one an image, shape (...)
@@ -116,15 +122,18 @@ def metadata(
     fallback=None # Window for images whose header has none that can be used; None: that is an error
 ): # float32 (..., 1, H, W) in [0,1]
     "Each image through the window in its own header; a `ValueError` where there is none"
-    if center is None or width is None: raise ValueError("`metadata` needs `center` and `width`: the window in each image's header")
+    if center is None or width is None:
+        raise ValueError("`metadata` needs `center` and `width`: the window in each image's header")
     hu = _as_hu(hu)
     center,width,lead = _column(center, hu),_column(width, hu),tuple(hu.shape[:-2])
     if len(center)!=len(width) or len(center) not in (1, int(np.prod(lead))):
         raise ValueError(f'{len(center)} centres and {len(width)} widths do not fit images of shape {tuple(hu.shape)}')
     usable = (abs(center)<np.inf)&(width<np.inf)&(width>0)
     if not usable.all():
-        if fallback is None: raise ValueError(f'{int((~usable).sum())} of {len(center)} images have no usable window in their header')
-        center,width = (_library(hu).where(usable, o, _column(v, hu)) for o,v in zip((center, width), Window(*fallback)))
+        if fallback is None:
+            raise ValueError(f'{int((~usable).sum())} of {len(center)} images have no usable window in their header')
+        where,fallback = _library(hu).where,Window(*fallback)
+        center,width = (where(usable, o, _column(v, hu)) for o,v in zip((center, width), fallback))
     if len(center)>1: center,width = center.reshape(*lead, 1, 1),width.reshape(*lead, 1, 1)
     elif not lead: center,width = center[0],width[0]
     x = hu - (center-width/2)
@@ -254,10 +263,10 @@ def _equalise(hu, bins):
     i = (_library(hu).searchsorted(bins, hu, side='right')-1).clip(0, len(bins)-2)
     return (i+((hu-bins[i])/(bins[i+1]-bins[i])).clip(0, 1))/(len(bins)-1)
 
-# %% ../nbs/03_windowing.ipynb #84a91a16
+# %% ../nbs/03_windowing.ipynb #ba20077b
 def frequency(
     hu, # HU, (..., H, W)
-    bins=None, # Breakpoints for all images, HU, strictly rising (`frequency_bins` of a sample); None: each image has its own
+    bins=None, # Breakpoints for all images, HU, strictly rising (`frequency_bins`); None: each image has its own
     n_bins:int=100 # How many bins, where each image has its own
 ): # float32 (..., 1, H, W) in [0,1]
     "Histogram equalisation: the breakpoints in `bins` become evenly spaced greys, with straight lines between"
@@ -271,15 +280,15 @@ def frequency(
     out = out.reshape(*hu.shape[:-2], 1, *hu.shape[-2:])
     return out.float() if _is_tensor(out) else out.astype(np.float32)
 
-# %% ../nbs/03_windowing.ipynb #cb2e471a
-WINDOWINGS = dict(none=none, brain=brain, metadata=metadata, one_window=one_window, gradient=gradient, bsb=bsb, exclusive=exclusive,
-    gradient_bsb=gradient_bsb, sigmoid=sigmoid, sigmoid_bsb=sigmoid_bsb, sigmoid_gradient_bsb=sigmoid_gradient_bsb,
-    systematic=systematic, bottom_bsb=bottom_bsb, frequency=frequency)
+# %% ../nbs/03_windowing.ipynb #823b3641
+WINDOWINGS = {f.__name__: f for f in (none, brain, metadata, one_window, gradient, bsb, exclusive, gradient_bsb,
+    sigmoid, sigmoid_bsb, sigmoid_gradient_bsb, systematic, bottom_bsb, frequency)}
 
 _THREE,_COLOURS = ('brain', 'subdural', 'bone'),('red', 'green', 'blue')
-CHANNELS = dict(none=('all HU',), brain=('brain',), metadata=('header',), one_window=_COLOURS, gradient=_COLOURS, bsb=_THREE,
-    exclusive=_THREE, gradient_bsb=_COLOURS, sigmoid=('brain',), sigmoid_bsb=_THREE, sigmoid_gradient_bsb=_COLOURS,
-    systematic=('brain', 'subdural', 'soft tissue', 'bone', 'grey-white', 'grey-white, wide'), bottom_bsb=_THREE, frequency=('share',))
+CHANNELS = dict(none=('all HU',), brain=('brain',), metadata=('header',), one_window=_COLOURS, gradient=_COLOURS,
+    bsb=_THREE, exclusive=_THREE, gradient_bsb=_COLOURS, sigmoid=('brain',), sigmoid_bsb=_THREE,
+    sigmoid_gradient_bsb=_COLOURS, bottom_bsb=_THREE, frequency=('share',),
+    systematic=('brain', 'subdural', 'soft tissue', 'bone', 'grey-white', 'grey-white, wide'))
 
 # %% ../nbs/03_windowing.ipynb #0053d09e
 def get_windowing(

@@ -3,6 +3,7 @@
 nbdev's own processors turn notebooks into pages (`show_doc` for each export, links from names in backticks, hidden cells left out), and
 smalldocs, which reads nbdev's `_quarto.yml`, turns those into HTML. What is changed in between: no notebook is executed, the pages have the names
 that nbdev gives them, and the result loads nothing from elsewhere, works from the file system and is the same bytes each time."""
+import html
 import importlib
 import inspect
 import json
@@ -15,6 +16,7 @@ from urllib.parse import unquote
 
 import yaml
 from fastcore.nbio import write_nb
+from latex2mathml.converter import convert
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import nbglob
 from nbdev.process import NBProcessor, Processor
@@ -36,6 +38,8 @@ LOADED_INDEX = '''await new Promise((loaded, failed) => {
         document.head.append(script);
       });
       index = window.searchIndex;'''
+MATHS = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
+KATEX = re.compile(r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?')
 ELSEWHERE = re.compile(r'<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc="(?:https?:)?//[^"]*"|<link\b[^>]*\shref="(?:https?:)?//[^"]*"')
 
 
@@ -81,6 +85,7 @@ def local_links(
     depth # How many folders deep the page lies
 ): # The same with links that work inside the site
     "Links to notebooks by their page's name, to the site's own address relatively, to the repository's other files at their source"
+    text = re.sub(r'\[(`_\w+`)\]\(' + re.escape(SITE) + r'[^)]*\)', r'\1', text)  # A private name has no entry to link to
     text = text.replace(SITE, '../'*depth)
     text = re.sub(r'(\]\()(?!https?:)([^)#\s]+\.ipynb)', lambda m: m[1] + page_name(m[2]), text)
     return re.sub(r'(\]\()' + r'\.\./'*(depth+1) + r'(?!\.\./)', rf'\1{SOURCE}', text)
@@ -152,6 +157,14 @@ def dead_links(
     return [f'{page.relative_to(site.resolve())}: {link}' for page, link in links if dead(page, link)]
 
 
+def mathml(
+    page # HTML of a page
+): # The same with formulas as MathML, which browsers show by themselves
+    "TeX to MathML, in place of a script from elsewhere"
+    def formula(m): return convert(html.unescape(m[2]), display='block' if m[1] == 'display' else 'inline')
+    return MATHS.sub(formula, KATEX.sub('', page))
+
+
 def self_contained(
     site # Folder of the site
 ):
@@ -164,8 +177,11 @@ def self_contained(
     (site/'search.js').write_text(f'window.searchIndex = {index};\n', encoding='utf-8')
     (site/'search.json').unlink()
     (site/'.nojekyll').touch()
+    for page in site.rglob('*.html'):
+        text = page.read_text(encoding='utf-8')
+        if (with_maths := mathml(text)) != text: page.write_text(with_maths, encoding='utf-8')
     loaded = [f'{p.relative_to(site)}: {m[0]}' for p in sorted(site.rglob('*.html')) for m in ELSEWHERE.finditer(p.read_text(encoding='utf-8'))]
-    if loaded: raise SystemExit('These pages load something from elsewhere (formulas do: write them without TeX):\n' + '\n'.join(loaded))
+    if loaded: raise SystemExit('These pages load something from elsewhere:\n' + '\n'.join(loaded))
 
 
 def main():

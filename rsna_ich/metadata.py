@@ -1,4 +1,4 @@
-"""A folder, a zip or a list of files to the slices table: headers, geometry, slice order, and a report on the quality of the data
+"""A folder, a zip or a list of files to the slices table: headers, geometry, slice order, data quality
 
 Docs: https://rsna-ich.github.io/rsna_ich/metadata.html.md"""
 
@@ -10,7 +10,7 @@ __all__ = ['COLUMNS', 'SIDE_SUFFIXES', 'SIDE_NAMES', 'FIELDS', 'MIN_TILT', 'OFF_
            'write_slices', 'load_slices', 'series_groups', 'slices_from_headers', 'count_quirks', 'Competition',
            'find_competition', 'QualityReport', 'check_folder']
 
-# %% ../nbs/02_metadata.ipynb #59b00738
+# %% ../nbs/02_metadata.ipynb #4376442a
 import functools, hashlib, io, math, os, re, shutil, struct, zipfile, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +20,20 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
 from joblib import Parallel, delayed
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.filereader import data_element_generator
+from pydicom.multival import MultiValue
 
 from .core import DISCLAIMER, InputError, atomic_path, progress, real_data
 from .dicom import SliceError, header_reason, quirks_of, read_header, read_hu
 from .labels import check_any, find_labels, find_sample, read_labels, read_sample
 
-# %% ../nbs/02_metadata.ipynb #134c3d58
-COLUMNS = ('image_id path patient_id study_id series_id slice_index n_slices z_mm thickness_mm rows cols row_mm col_mm bits_stored '
-    'pixel_representation rescale_slope rescale_intercept window_center window_width transfer_syntax quirks status').split()
+# %% ../nbs/02_metadata.ipynb #36fc6a99
+COLUMNS = ('image_id path patient_id study_id series_id slice_index n_slices z_mm thickness_mm rows cols '
+    'row_mm col_mm bits_stored pixel_representation rescale_slope rescale_intercept window_center window_width '
+    'transfer_syntax quirks status').split()
 
-# %% ../nbs/02_metadata.ipynb #3229bf95
-SIDE_SUFFIXES = set('.csv .gz .htm .html .ini .ipynb .json .log .md .parquet .pdf .py .rst .toml .tsv .txt .xlsx .xml .yaml .yml .zip'.split())
+# %% ../nbs/02_metadata.ipynb #b7dac303
+SIDE_SUFFIXES = set(('.csv .gz .htm .html .ini .ipynb .json .log .md .parquet .pdf .py .rst .toml .tsv .txt .xlsx .xml '
+    '.yaml .yml .zip').split())
 SIDE_NAMES = {'COPYING', 'DICOMDIR', 'LICENCE', 'LICENSE', 'LOCKFILE', 'README', 'VERSION'}
 
 def _is_side_file(name):
@@ -55,7 +58,7 @@ def _open_zip(path, mtime): return zipfile.ZipFile(path)
 
 def _zip(path): return _open_zip(str(path), os.stat(path).st_mtime_ns)
 
-# %% ../nbs/02_metadata.ipynb #73b89b8c
+# %% ../nbs/02_metadata.ipynb #8046973c
 def list_slices(
     source # A folder (searched recursively), a zip, a file, or a list of files
 ) -> pd.DataFrame: # `path`, `folder` (relative to the source) and `bytes`, ordered by path
@@ -74,19 +77,20 @@ def _size(path): return os.path.getsize(path) if os.path.exists(path) else -1
 def _walk_folder(root):
     for d,_,names in os.walk(root):
         rel = Path(os.path.relpath(d, root)).as_posix()
+        folder = Path(root).resolve().name if rel == '.' else rel
         for o in names:
-            if not _is_side_file(o): yield (p := os.path.join(d, o)), (Path(root).resolve().name if rel == '.' else rel), _size(p)
+            if not _is_side_file(o): yield (p := os.path.join(d, o)), folder, _size(p)
 
 def _walk_zip(path):
     for o in _zip(path).infolist():
         if not (o.is_dir() or _is_side_file(o.filename) or o.filename.startswith('__MACOSX')):
             yield f'{path}::{o.filename}', os.path.dirname(o.filename) or Path(path).stem, o.file_size
 
-# %% ../nbs/02_metadata.ipynb #c8943d89
-FIELDS = ('ImageType SOPClassUID SOPInstanceUID Modality SliceThickness PatientID StudyInstanceUID SeriesInstanceUID InstanceNumber '
-    'ImagePositionPatient ImageOrientationPatient SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing '
-    'BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue WindowCenter WindowWidth RescaleIntercept RescaleSlope RescaleType '
-    'LossyImageCompression').split()
+# %% ../nbs/02_metadata.ipynb #96f72dd9
+FIELDS = ('ImageType SOPClassUID SOPInstanceUID Modality SliceThickness PatientID StudyInstanceUID SeriesInstanceUID '
+    'InstanceNumber ImagePositionPatient ImageOrientationPatient SamplesPerPixel PhotometricInterpretation '
+    'NumberOfFrames Rows Columns PixelSpacing BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue '
+    'WindowCenter WindowWidth RescaleIntercept RescaleSlope RescaleType LossyImageCompression').split()
 _TAGS = {tag_for_keyword(o): (o, dictionary_VR(tag_for_keyword(o))) for o in FIELDS}
 _VRS = dict(_TAGS.values())
 
@@ -133,7 +137,7 @@ def _walk(
         at = value+n
         if tag in wanted: found[tag] = b[value:at]
 
-# %% ../nbs/02_metadata.ipynb #50d8373e
+# %% ../nbs/02_metadata.ipynb #2797ee9b
 _DEFLATED,_IMPLICIT,_BIG_ENDIAN = '1.2.840.10008.1.2.1.99','1.2.840.10008.1.2','1.2.840.10008.1.2.2'
 _PLAIN_SYNTAXES = {_DEFLATED, _IMPLICIT, _BIG_ENDIAN, '1.2.840.10008.1.2.1'}
 
@@ -154,7 +158,8 @@ def _parse_any(b, size):
     "The same by pydicom's generator of raw elements"
     f = io.BytesIO(b)
     f.seek(132)
-    meta = {int(e.tag): e.value for e in data_element_generator(f, False, True, stop_when=lambda tag,vr,n: int(tag)>0x0002ffff)}
+    meta = data_element_generator(f, False, True, stop_when=lambda tag,vr,n: int(tag)>0x0002ffff)
+    meta = {int(e.tag): e.value for e in meta}
     syntax = _text(meta[0x00020010])
     if syntax == _DEFLATED:
         if len(b) < size: raise EOFError('deflated: needs all of it')
@@ -164,7 +169,8 @@ def _parse_any(b, size):
     def at_pixels(tag, vr, length):
         if (stop := int(tag) >= _PIXELS): pixels[:] = length,size-f.tell()
         return stop
-    elements = list(data_element_generator(f, syntax==_IMPLICIT, syntax!=_BIG_ENDIAN, stop_when=at_pixels, specific_tags=_TAGS))
+    how = dict(is_implicit_VR=syntax==_IMPLICIT, is_little_endian=syntax!=_BIG_ENDIAN)
+    elements = list(data_element_generator(f, **how, stop_when=at_pixels, specific_tags=_TAGS))
     for e in elements:
         if int(e.tag) in _TAGS and len(e.value or b'') < e.length: raise EOFError(f'the file ends inside {e.tag}')
     found = {int(e.tag): e.value for e in elements if int(e.tag) in _TAGS}
@@ -182,11 +188,11 @@ def _header(found, order, syntax, pixels):
             if value is not None: res[keyword] = value
     return res
 
-# %% ../nbs/02_metadata.ipynb #798c274b
+# %% ../nbs/02_metadata.ipynb #d2b2f8b1
 def read_fields(
     path, # A file, `archive.zip::member`, or an open binary file
     n_bytes:int=16384 # How much to read at first
-) -> Header: # `FIELDS` and `TransferSyntaxUID`; `PixelBytes` (stated) and `PixelBytesHere` (in the file) where there are pixels
+) -> Header: # `FIELDS`, `TransferSyntaxUID`, and if there are pixels `PixelBytes` (stated) and `PixelBytesHere` (there)
     "Read a header's `FIELDS` without converting anything else; raises `SliceError`"
     for n in n_bytes,-1:
         b,size = _prefix(path, n)
@@ -213,12 +219,13 @@ def _prefix(path, n):
         with z.open(member) as f: return f.read(n), z.getinfo(member).file_size
     except Exception as e: raise SliceError(path, f'cannot be opened: {getattr(e, "strerror", None) or e}') from None
 
-# %% ../nbs/02_metadata.ipynb #22ac19e4
+# %% ../nbs/02_metadata.ipynb #56bcc9b8
 def _slow_fields(path):
     "The same through `dicom.read_header`"
     if hasattr(path, 'read'): path.seek(0)
     ds = read_header(path if hasattr(path, 'read') else open_slice(path), name=str(getattr(path, 'name', path)))
-    header = Header(TransferSyntaxUID=str(getattr(ds, 'file_meta', {}).get('TransferSyntaxUID', '')), Reason=header_reason(ds), Quirks=quirks_of(ds))
+    syntax = str(getattr(ds, 'file_meta', {}).get('TransferSyntaxUID', ''))
+    header = Header(TransferSyntaxUID=syntax, Reason=header_reason(ds), Quirks=quirks_of(ds))
     for k,vr in _VRS.items():
         kind = {'DS': float, 'IS': int, 'US': int, 'SS': int, 'US or SS': int}.get(vr, lambda o: str(o).strip())
         try: values = [kind(o) for o in _many(ds.get(k)) if o not in (None, '')]
@@ -227,12 +234,13 @@ def _slow_fields(path):
             if values: header[k] = values if len(values)>1 else values[0]
     return header
 
-def _many(o): return [] if o is None else list(o) if isinstance(o, (list, tuple)) or type(o).__name__=='MultiValue' else [o]
+def _many(o): return [] if o is None else list(o) if isinstance(o, (list, tuple, MultiValue)) else [o]
 def _first(o): return next(iter(_many(o)), None)
 
-# %% ../nbs/02_metadata.ipynb #519bc23c
-_KIND = ('Modality SOPClassUID ImageType SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit '
-    'PixelRepresentation PixelPaddingValue WindowCenter WindowWidth RescaleIntercept RescaleSlope RescaleType LossyImageCompression TransferSyntaxUID').split()
+# %% ../nbs/02_metadata.ipynb #6d084abf
+_KIND = ('Modality SOPClassUID ImageType SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns '
+    'BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue WindowCenter WindowWidth RescaleIntercept '
+    'RescaleSlope RescaleType LossyImageCompression TransferSyntaxUID').split()
 
 def _kind(h):
     "Reason (or None) and quirks of a header's kind"
@@ -249,9 +257,10 @@ def _pixel_reason(h):
     if 'PixelBytes' not in h: return 'no pixels'
     if not (h.get('Rows') and h.get('Columns')): return 'no pixels: no rows or no columns'
     stated,here = h['PixelBytes'],h['PixelBytesHere']
-    if stated == 0xffffffff: return 'no pixels' if here <= 8 else None # encapsulated, in fragments of their own length (PS3.5, A.4)
+    if stated == 0xffffffff: return 'no pixels' if here <= 8 else None # encapsulated in fragments (PS3.5, A.4)
     if h['TransferSyntaxUID'] in _PLAIN_SYNTAXES:
-        stated = max(stated, int(_first(h.get('NumberOfFrames')) or 1)*h['Rows']*h['Columns']*h.get('BitsAllocated', 16)//8)
+        frames = int(_first(h.get('NumberOfFrames')) or 1)
+        stated = max(stated, frames*h['Rows']*h['Columns']*h.get('BitsAllocated', 16)//8)
         here = min(here, h['PixelBytes'])
     return f'truncated: {here:,} of {stated:,} bytes of pixels' if here < stated else None
 
@@ -268,9 +277,13 @@ def slice_normal(
     if max(n, key=abs) < 0: size = -size
     return tuple(o/size for o in n)
 
-# %% ../nbs/02_metadata.ipynb #024c24dc
+# %% ../nbs/02_metadata.ipynb #e2c50186
 _EXTRA = ['instance', 'x', 'y', 'z', 'nx', 'ny', 'nz'] # what the order needs beside `COLUMNS`
 _ID = re.compile(r'ID_\w+$')
+_PLAIN = dict(thickness_mm='SliceThickness', rows='Rows', cols='Columns', bits_stored='BitsStored',
+    pixel_representation='PixelRepresentation', rescale_slope='RescaleSlope', rescale_intercept='RescaleIntercept',
+    window_center='WindowCenter', window_width='WindowWidth', transfer_syntax='TransferSyntaxUID',
+    instance='InstanceNumber')
 
 def _row(h, path, folder, reason=None):
     "One header to one row of the slices table (without the order), with the columns `_EXTRA`"
@@ -279,19 +292,18 @@ def _row(h, path, folder, reason=None):
     normal,position = slice_normal(h.get('ImageOrientationPatient')),h.get('ImagePositionPatient')
     if len(_many(position)) != 3 or not all(map(math.isfinite, position)): position = None
     row_mm,col_mm = spacing if len(spacing := _many(h.get('PixelSpacing')))==2 else (None, None)
-    return dict(image_id=str(stem if _ID.match(stem) else uid or f'{folder}/{stem}'), path=str(path), patient_id=_id(h.get('PatientID')) or folder,
-        study_id=_id(h.get('StudyInstanceUID')) or folder, series_id=_id(h.get('SeriesInstanceUID')) or folder,
-        z_mm=sum(a*b for a,b in zip(position, normal)) if normal and position else None,
-        thickness_mm=_first(h.get('SliceThickness')), rows=h.get('Rows'), cols=h.get('Columns'), row_mm=row_mm, col_mm=col_mm,
-        bits_stored=h.get('BitsStored'), pixel_representation=h.get('PixelRepresentation'),
-        rescale_slope=_first(h.get('RescaleSlope')), rescale_intercept=_first(h.get('RescaleIntercept')),
-        window_center=_first(h.get('WindowCenter')), window_width=_first(h.get('WindowWidth')), transfer_syntax=h.get('TransferSyntaxUID'),
-        quirks='; '.join([*quirks, *_row_quirks(h, normal, position)]), status=kind_reason or reason or 'ok', instance=_first(h.get('InstanceNumber')),
-        **dict(zip('xyz', position or (None,)*3)), **dict(zip(('nx', 'ny', 'nz'), normal or (None,)*3)))
+    patient,study,series = (_id(h.get(o)) or folder for o in ('PatientID', 'StudyInstanceUID', 'SeriesInstanceUID'))
+    first = {name: _first(h.get(k)) for name,k in _PLAIN.items()}
+    z = sum(a*b for a,b in zip(position, normal)) if normal and position else None
+    return dict(image_id=str(stem if _ID.match(stem) else uid or f'{folder}/{stem}'), path=str(path),
+        patient_id=patient, study_id=study, series_id=series, z_mm=z,
+        row_mm=row_mm, col_mm=col_mm, quirks='; '.join([*quirks, *_row_quirks(h, normal, position)]), **first,
+        status=kind_reason or reason or 'ok', **dict(zip('xyz', position or (None,)*3)),
+        **dict(zip(('nx', 'ny', 'nz'), normal or (None,)*3)))
 
 def _id(o): return '\\'.join(o) if isinstance(o, list) else o
 
-# %% ../nbs/02_metadata.ipynb #14606834
+# %% ../nbs/02_metadata.ipynb #62df8a76
 MIN_TILT = 0.5 # degrees from which a slice counts as tilted
 
 def _row_quirks(h, normal, position):
@@ -302,14 +314,16 @@ def _row_quirks(h, normal, position):
         elif tilt >= MIN_TILT: yield f'tilted: {tilt:.1f} degrees'
     if not (normal and position): yield 'no position'
     windows = [_many(h.get(o)) for o in ('WindowCenter', 'WindowWidth')]
-    if len(windows[0]) != len(windows[1]): yield 'unpaired windows: ' + ' / '.join(','.join(f'{o:g}' for o in v) or 'none' for v in windows)
+    if len(windows[0]) != len(windows[1]):
+        yield 'unpaired windows: ' + ' / '.join(','.join(f'{o:g}' for o in v) or 'none' for v in windows)
     spacing = _many(h.get('PixelSpacing'))
-    if len(spacing)==2 and abs(spacing[0]-spacing[1]) > 1e-3*spacing[0]: yield f'pixels not square: {spacing[0]:g} x {spacing[1]:g} mm'
+    if len(spacing)==2 and abs(spacing[0]-spacing[1]) > 1e-3*spacing[0]:
+        yield f'pixels not square: {spacing[0]:g} x {spacing[1]:g} mm'
     for k,name in dict(PatientID='patient', StudyInstanceUID='study', SeriesInstanceUID='series').items():
         if not h.get(k): yield f'no {name} id'
     for k in h.get('Malformed', []): yield f'malformed: {k}'
 
-# %% ../nbs/02_metadata.ipynb #4fbe09e9
+# %% ../nbs/02_metadata.ipynb #6516cbdf
 def _sorted_by_position(t):
     "The rows in their final order, with `slice_index`, `n_slices`, and columns in `_` for the quirks"
     if 'instance' not in t and 'slice_index' in t: t = t.assign(instance=t.slice_index)
@@ -334,15 +348,16 @@ def _off_axis(t):
     "Rows whose normal differs from that of most usable slices of their series"
     n = t[['nx', 'ny', 'nz']].astype(float).fillna(0.).to_numpy()
     r = pd.DataFrame(n.round(2)+0., columns=list('xyz')).assign(g=t._group.to_numpy())
-    main = r[~t._bad.to_numpy()].value_counts().rename('size').reset_index().sort_values(['g', 'size', 'z', 'y', 'x']).groupby('g').last()
+    sizes = r[~t._bad.to_numpy()].value_counts().rename('size').reset_index()
+    main = sizes.sort_values(['g', 'size', 'z', 'y', 'x']).groupby('g').last()
     ref = main[['x', 'y', 'z']].reindex(r.g).to_numpy()
     ref = ref/np.linalg.norm(ref, axis=1, keepdims=True).clip(1e-9)
     return ((n*ref).sum(1) < math.cos(math.radians(OFF_AXIS))) & (n != 0).any(1) & (ref != 0).any(1)
 
-# %% ../nbs/02_metadata.ipynb #1155ed9b
+# %% ../nbs/02_metadata.ipynb #14876de5
 SAME_MM = 0.01     # mm; two slices nearer than this along the normal lie at one position
 GAP_RATIO = 1.75   # a step this much longer than its neighbours' median is a gap, this much shorter is a short step
-MIXED_RATIO = 1.2  # a series' longest over its shortest step, gaps and short steps aside, above which its spacing is mixed
+MIXED_RATIO = 1.2  # longest over shortest step of a series, gaps and short steps aside, from which it is mixed
 
 def _steps(t):
     "Step in mm to each sorted row from the one before it (NaN at the start of a stack), and the usual step there"
@@ -371,7 +386,7 @@ def _neighbours(step, stack, rows, offsets):
         res[i,k] = step[rows[j[i]]]
     return res
 
-# %% ../nbs/02_metadata.ipynb #90b4aa0b
+# %% ../nbs/02_metadata.ipynb #715b4588
 def _step_quirks(t):
     "A mask over the sorted rows, the quirk's text, and the arrays of what it mentions: positions"
     step,usual = _steps(t)
@@ -394,12 +409,12 @@ def _series_quirks(t):
     thick = t.thickness_mm.where(ok).groupby(t._group)
     lo,hi = thick.transform('min').to_numpy(),thick.transform('max').to_numpy()
     yield ok & (hi > lo+SAME_MM), 'mixed thickness: {:g} to {:g} mm', lo, hi
-    shape = (t.rows.fillna(0).astype(int)*2**16+t.cols.fillna(0).astype(int)).where(ok).groupby(t._group).transform('nunique')
-    yield ok & (shape > 1), 'mixed matrix size'
+    shape = t.rows.fillna(0).astype(int)*2**16+t.cols.fillna(0).astype(int)
+    yield ok & (shape.where(ok).groupby(t._group).transform('nunique') > 1), 'mixed matrix size'
     n = t.series_id.where(ok).groupby(t.study_id).transform('nunique').to_numpy()
     yield ok & (n > 1), 'several series in study: {:g}', n
 
-# %% ../nbs/02_metadata.ipynb #ecff662a
+# %% ../nbs/02_metadata.ipynb #f896fded
 def _shear_quirks(t):
     "The same for the angle between a stack's direction and its normal"
     p,n = t[['x', 'y', 'z']].to_numpy(float),t[['nx', 'ny', 'nz']].to_numpy(float)
@@ -408,16 +423,18 @@ def _shear_quirks(t):
     d[np.r_[True, stack[1:]!=stack[:-1]] | ~t._placed.to_numpy()] = np.nan
     along = (d*n).sum(1)
     across = np.linalg.norm(d-along[:,None]*n, axis=1)
-    angle = pd.Series(np.degrees(np.arctan2(across, along))).where(along >= SAME_MM).groupby(stack).transform('median').to_numpy()
+    angle = pd.Series(np.degrees(np.arctan2(across, along))).where(along >= SAME_MM)
+    angle = angle.groupby(stack).transform('median').to_numpy()
     yield t._placed & (angle >= MIN_TILT), 'sheared: {:.1f} degrees', angle
 
-# %% ../nbs/02_metadata.ipynb #dca51eea
-_ORDER_QUIRKS = ('repeated position', 'gap before', 'short step', 'mixed', 'several series', 'sheared', 'other orientation', 'order:')
-_NEED = dict(x='sheared', nx='other orientation', instance='order:') # a column that is dropped from the finished table, and what only it can tell
+# %% ../nbs/02_metadata.ipynb #0156d9f7
+_ORDER_QUIRKS = ('repeated position', 'gap before', 'short step', 'mixed', 'several series', 'sheared',
+    'other orientation', 'order:')
+_NEED = dict(x='sheared', nx='other orientation', instance='order:') # what a finished table cannot tell any more
 
 def order_slices(
     table # Slices table in any order; `slice_index` and `n_slices` need not be there
-) -> pd.DataFrame: # By study, series and slice index (files that cannot be used last in their series), both filled, the order's quirks added
+) -> pd.DataFrame: # By study, series and slice index (unusable files last in their series), with the order's quirks
     "Order each series by position along its normal and flag what is unusual about it"
     t = _sorted_by_position(table.reset_index(drop=True))
     known = tuple(v for k,v in _NEED.items() if k not in table and 'slice_index' in table)
@@ -432,7 +449,7 @@ def order_slices(
 
 def _rank(quirk): return next((i for i,o in enumerate(_ORDER_QUIRKS, 1) if quirk.startswith(o)), 0)
 
-# %% ../nbs/02_metadata.ipynb #2cc81222
+# %% ../nbs/02_metadata.ipynb #404019d9
 _INTS = 'rows cols bits_stored pixel_representation'.split()
 _FLOATS = 'z_mm thickness_mm row_mm col_mm rescale_slope rescale_intercept window_center window_width'.split() + _EXTRA
 _SCHEMA = pa.schema([(o, pa.int32() if o in _INTS else pa.float64() if o in _FLOATS else pa.string())
@@ -443,9 +460,11 @@ def _read_row(path, folder):
         h = read_fields(path)
         return _row(h, path, folder, None if 'Reason' in h else _pixel_reason(h))
     except Exception as e:
-        return _row(Header(), path, folder) | dict(quirks='', status=getattr(e, 'reason', None) or f'{type(e).__name__}: {e}')
+        reason = getattr(e, 'reason', None) or f'{type(e).__name__}: {e}'
+        return _row(Header(), path, folder) | dict(quirks='', status=reason)
 
-def _read_chunk(paths, folders): return pa.Table.from_pylist([_read_row(*o) for o in zip(paths, folders)], schema=_SCHEMA)
+def _read_chunk(paths, folders):
+    return pa.Table.from_pylist([_read_row(*o) for o in zip(paths, folders)], schema=_SCHEMA)
 
 def _finish(tables):
     "Arrow tables to the slices table"
@@ -455,23 +474,28 @@ def _finish(tables):
     t['quirks'] = t.quirks.where(again==0, (t.quirks + '; repeated id').str.removeprefix('; '))
     return order_slices(t)[COLUMNS]
 
-# %% ../nbs/02_metadata.ipynb #8ddc185d
+# %% ../nbs/02_metadata.ipynb #36b5a8f2
 def read_slices(
     source, # A folder (searched recursively), a zip, or a list of files
     n_jobs:int=2, # Processes; few files are read in this one
     save=None, # Parquet to write; what was there of it, or of a killed run beside it, is used
     chunk:int=2000 # Files a part
 ) -> pd.DataFrame: # The slices table, one row a file
-    "Headers of `source` to the slices table; what cannot be used has its reason in `status`. Raises `InputError` where there are no files"
+    "Headers of `source` to the slices table, a reason in `status` if a file is unusable; `InputError` if there is none"
     files = list_slices(source)
     key = hashlib.sha256(f'{chunk}\n{files.to_csv(index=False)}'.encode()).hexdigest()[:16]
-    if save and Path(save).exists() and (pq.read_schema(save).metadata or {}).get(b'source') == key.encode(): return load_slices(save)
+    if save and _source_of(save) == key.encode(): return load_slices(save)
     parts = Path(f'{save}.parts')/key if save else None
     table = _finish(list(_read_parts([files[i:i+chunk] for i in range(0, len(files), chunk)], parts, n_jobs)))
     if save:
         write_slices(table, save, source=key)
         shutil.rmtree(parts.parent, ignore_errors=True)
     return table
+
+def _source_of(path):
+    "The listing that a parquet was made from, as its hash, or None"
+    try: return (pq.read_schema(path).metadata or {}).get(b'source')
+    except (OSError, pa.ArrowInvalid): return None
 
 def _read_parts(chunks, parts, n_jobs):
     "Each chunk's table: from its part where that is there, otherwise read, and kept as a part"
@@ -487,7 +511,7 @@ def _read_parts(chunks, parts, n_jobs):
             bar.update(len(c))
             yield table
 
-# %% ../nbs/02_metadata.ipynb #bc91ff13
+# %% ../nbs/02_metadata.ipynb #baf7480c
 def write_slices(
     table, # The slices table
     path, # Parquet
@@ -504,7 +528,8 @@ def load_slices(
     "Read a slices table back; raises `InputError` where it is none"
     try: table = pd.read_parquet(path)
     except Exception as e: raise InputError(path, f'not a slices table: {e}') from e
-    if missing := [o for o in COLUMNS if o not in table]: raise InputError(path, f'not a slices table: no column {missing[0]}')
+    missing = [o for o in COLUMNS if o not in table]
+    if missing: raise InputError(path, f'not a slices table: no column {missing[0]}')
     return table
 
 # %% ../nbs/02_metadata.ipynb #cb4c12d7
@@ -515,14 +540,15 @@ def series_groups(
     usable = table[table.status=='ok'].sort_values(['study_id', 'series_id', 'slice_index'])
     return list(usable.groupby(['study_id', 'series_id'], sort=True))
 
-# %% ../nbs/02_metadata.ipynb #26218416
+# %% ../nbs/02_metadata.ipynb #8c9891fd
 def slices_from_headers(
     headers # CSV or DataFrame, one row a file, columns named by DICOM keyword; several values as `['1', '2']`
 ) -> pd.DataFrame: # The slices table; `path` is the file's identifier
     "A slices table from headers that were read before, by the same code as from files"
     df = headers if isinstance(headers, pd.DataFrame) else pd.read_csv(headers)
     fields = [o for o in FIELDS if o in df]
-    if 'SOPInstanceUID' not in fields: raise InputError('table' if df is headers else headers, 'no column SOPInstanceUID')
+    name = 'table' if df is headers else headers
+    if 'SOPInstanceUID' not in fields: raise InputError(name, 'no column SOPInstanceUID')
     columns = [[_cell(o, _VRS[k]) for o in df[k].tolist()] for k in fields]
     rows = []
     for values in progress(zip(*columns), total=len(df), desc='headers', unit='row'):
@@ -539,20 +565,21 @@ def _cell(o, vr):
 
 def _integer(o): return int(o) if o == o else None
 
-# %% ../nbs/02_metadata.ipynb #5dd78b55
+# %% ../nbs/02_metadata.ipynb #9672fb1b
 def count_quirks(
     table # A slices table
 ) -> pd.DataFrame: # Indexed by the quirk's name: number of `slices`, `series`, and an `example` of its detail
     "How often each quirk occurs, most frequent first"
     counts = table.groupby('quirks').agg(slices=('image_id', 'size')).reset_index()
-    names = [(q, o.partition(':')[0], o.partition(': ')[2], n) for q,n in zip(counts.quirks, counts.slices) for o in q.split('; ') if o]
+    both = [(q, o, n) for q,n in zip(counts.quirks, counts.slices) for o in q.split('; ') if o]
+    names = [(q, o.partition(':')[0], o.partition(': ')[2], n) for q,o,n in both]
     each = pd.DataFrame(names, columns=['quirks', 'quirk', 'example', 'slices'])
     ids = table[['quirks', 'study_id', 'series_id']].drop_duplicates().merge(each[['quirks', 'quirk']], on='quirks')
     series = ids.drop_duplicates(['quirk', 'study_id', 'series_id']).groupby('quirk').size()
     res = each.groupby('quirk').agg(slices=('slices', 'sum'), example=('example', 'first')).assign(series=series)
     return res[['slices', 'series', 'example']].sort_values(['slices'], ascending=False, kind='stable')
 
-# %% ../nbs/02_metadata.ipynb #a9ba84b8
+# %% ../nbs/02_metadata.ipynb #cafaa586
 class Competition(NamedTuple):
     "Where the parts of a competition folder are; None for a part that is not there"
     folder:Path # The folder that holds the images' folders
@@ -569,24 +596,25 @@ def find_competition(
     if not folder.is_dir(): raise InputError(folder, 'no such folder')
     for d in [folder, *sorted(o for o in folder.iterdir() if o.is_dir() and not o.name.startswith('.'))]:
         for stage in 'stage_2','stage_1':
-            train,test = (next((p for end in ('', '_images') if (p := d/f'{stage}_{o}{end}').is_dir()), None) for o in ('train', 'test'))
+            train,test = (next((p for end in ('', '_images') if (p := d/f'{stage}_{o}{end}').is_dir()), None)
+                for o in ('train', 'test'))
             if train or test: return Competition(d, find_labels(d), find_sample(d), train, test)
     raise InputError(folder, 'not a competition folder: no stage_2_train or stage_2_test (nor of stage 1) in it')
 
-# %% ../nbs/02_metadata.ipynb #bd2c1ed5
+# %% ../nbs/02_metadata.ipynb #4b038f9b
 @dataclass(repr=False)
 class QualityReport:
     "What `check_folder` found; shows itself as Markdown in a notebook"
     source:str # What was checked
     slices:pd.DataFrame # The slices table, with a column `part`: train, test or files
-    orphans:dict = field(default_factory=dict) # A description to the list of identifiers, both ways between CSV and files
+    orphans:dict = field(default_factory=dict) # A description to identifiers, both ways between CSV and files
     shared_patients:list = field(default_factory=list) # Patients with slices in train and in test
     problems:list = field(default_factory=list) # What is wrong with the CSV files, in words
 
     @property
     def left_out(self): return self.slices[self.slices.status!='ok']
     @property
-    def reasons(self): return self.left_out.status.str.replace(r'^truncated: .*', 'truncated', regex=True).value_counts()
+    def reasons(self): return self.left_out.status.str.replace('^truncated: .*', 'truncated', regex=True).value_counts()
     @property
     def quirks(self): return count_quirks(self.slices)
     @property
@@ -603,40 +631,49 @@ class QualityReport:
         path = Path(path)
         with atomic_path(path) as p: p.write_text(self.to_markdown(), encoding='utf8')
         odd = self.slices[(self.slices.status!='ok') | self.slices.quirks.ne('')]
-        with atomic_path(path.with_suffix('.csv')) as p: odd[['part', 'image_id', 'path', 'status', 'quirks']].to_csv(p, index=False)
+        odd = odd[['part', 'image_id', 'path', 'status', 'quirks']]
+        with atomic_path(path.with_suffix('.csv')) as p: odd.to_csv(p, index=False)
         return path
 
-# %% ../nbs/02_metadata.ipynb #41a7bcec
+# %% ../nbs/02_metadata.ipynb #de57f95a
 def _rows(header, rows):
     "A Markdown table, numbers to the right"
     def cell(o): return f'{o:,}' if isinstance(o, (int, np.integer)) else str(o).replace('|', '\\|').replace('\n', ' ')
     rows = [list(map(cell, o)) for o in rows]
-    ends = ['---:' if rows and all(r[i].replace(',', '').isdigit() for r in rows) else '---' for i in range(len(header))]
+    number = [bool(rows) and all(r[i].replace(',', '').isdigit() for r in rows) for i in range(len(header))]
+    ends = ['---:' if o else '---' for o in number]
     return '\n'.join(f'| {" | ".join(o)} |' for o in [header, ends, *rows])
 
 def _some(ids, n=5): return ', '.join(map(str, ids[:n])) + (f' and {len(ids)-n:,} more' if len(ids)>n else '')
 
+def _counts(g):
+    "Files, usable ones, left out, patients, studies, series"
+    ok = int((g.status=='ok').sum())
+    return [len(g), ok, len(g)-ok, *(int(g[o].nunique()) for o in ('patient_id', 'study_id', 'series_id'))]
+
 def _markdown(report):
     t,out = report.slices,[f'# Data quality: {Path(report.source).name}', f'*{DISCLAIMER}*', '## Files']
-    count = lambda g: [len(g), int((g.status=='ok').sum()), int((g.status!='ok').sum()), *(int(g[o].nunique()) for o in ('patient_id', 'study_id', 'series_id'))]
-    out.append(_rows('part files usable left-out patients studies series'.split(), [[k, *count(g)] for k,g in t.groupby('part', sort=False)]))
+    parts = [[k, *_counts(g)] for k,g in t.groupby('part', sort=False)]
+    out.append(_rows('part files usable left-out patients studies series'.split(), parts))
     if len(report.left_out): out += ['## Left out, by reason', _rows(['reason', 'files'], report.reasons.items())]
-    if len(quirks := report.quirks): out += ['## Quirks of usable and other files', _rows(['quirk', 'slices', 'series', 'example'], quirks.itertuples())]
-    if report.orphans: out += ['## CSV and files', _rows(['', 'images', 'such as'], [[k, len(v), _some(v)] for k,v in report.orphans.items()])]
+    quirks,orphans = report.quirks,[[k, len(v), _some(v)] for k,v in report.orphans.items()]
+    if len(quirks): out += ['## Quirks', _rows(['quirk', 'slices', 'series', 'example'], quirks.itertuples())]
+    if orphans: out += ['## CSV and files', _rows(['', 'images', 'such as'], orphans)]
     if {'train', 'test'} <= set(t.part):
-        shared = report.shared_patients
-        out += ['## Patients in both train and test', f'{len(shared):,} of {t.patient_id.nunique():,}' + (f': {_some(shared)}' if shared else '')]
+        n,some = len(report.shared_patients),_some(report.shared_patients)
+        share = f'{n:,} of {t.patient_id.nunique():,}'
+        out += ['## Patients in both train and test', f'{share}: {some}' if n else share]
     if report.problems: out += ['## Problems with the CSV files', *(f'- {o}' for o in report.problems)]
     return '\n\n'.join(out) + '\n'
 
-# %% ../nbs/02_metadata.ipynb #a5062e4b
+# %% ../nbs/02_metadata.ipynb #0e6f0471
 def check_folder(
     folder, # A competition folder, or a folder or zip of DICOM files
     n_jobs:int=2, # Processes
     save=None, # Folder for the slices tables, which makes it resumable
     pixels:bool=False # Decode every slice too?
 ) -> QualityReport:
-    "Read all headers of `folder` and its CSV files, and report what is wrong or unusual. Raises `InputError` where nothing can be read"
+    "Read all headers of `folder` and its CSV files and report what is wrong or odd; `InputError` if there is nothing"
     try: found = find_competition(folder)
     except InputError: found = None
     parts = {k: p for k in ('train', 'test') if (p := getattr(found, k))} if found else {'files': folder}
@@ -654,7 +691,8 @@ def check_folder(
 def _decode(t, n_jobs):
     "The table with a reason for each slice whose pixels cannot be decoded"
     paths = t.path[t.status=='ok'].tolist()
-    reasons = Parallel(n_jobs=n_jobs if len(paths)>500 else 1, batch_size=50, return_as='generator')(delayed(_decode_reason)(o) for o in paths)
+    pool = Parallel(n_jobs=n_jobs if len(paths)>500 else 1, batch_size=50, return_as='generator')
+    reasons = pool(delayed(_decode_reason)(o) for o in paths)
     bad = {p: r for p,r in zip(paths, progress(reasons, total=len(paths), desc='pixels', unit='slice')) if r}
     t['status'] = t.status.where(~t.path.isin(bad), t.path.map(bad))
     return order_slices(t) if bad else t
@@ -663,7 +701,7 @@ def _decode_reason(path):
     try: read_hu(open_slice(path), name=path)
     except SliceError as e: return e.reason
 
-# %% ../nbs/02_metadata.ipynb #6128bed3
+# %% ../nbs/02_metadata.ipynb #2ee32867
 def _compare(report, train_csv, sample_csv):
     "Compare the CSV files with the slices of a report, and note what is wrong with them"
     files = {k: set(g.image_id) for k,g in report.slices.groupby('part')}
@@ -676,6 +714,7 @@ def _compare(report, train_csv, sample_csv):
             labels = read_labels(train_csv)
             both_ways(set(labels.index), 'train' if 'train' in files else 'files', 'label')
             if n := labels.attrs.get('duplicates'): report.problems.append(f'{train_csv.name}: {n:,} repeated rows')
-            if wrong := check_any(labels): report.problems.append(f'{train_csv.name}: `any` contradicts the subtypes: {_some(wrong)}')
+            wrong = check_any(labels)
+            if wrong: report.problems.append(f'{train_csv.name}: `any` contradicts the subtypes: {_some(wrong)}')
         if sample_csv: both_ways(set(read_sample(sample_csv).image_id), 'test', 'row in the sample submission')
     except InputError as e: report.problems.append(f'{Path(e.path).name}: {e.reason}')

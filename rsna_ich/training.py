@@ -51,7 +51,7 @@ def training_data(
     with atomic_path(dest/'left_out.csv') as p: left.to_csv(p, index=False)
     return store,labels,left
 
-# %% ../nbs/12_training.ipynb #bf7dd177
+# %% ../nbs/12_training.ipynb #dff83fdf
 class ChannelsLast(Callback):
     "Batches in channels_last memory order"
     order = 10 # after fastai's CastToTensor
@@ -60,6 +60,7 @@ class ChannelsLast(Callback):
 
 class BatchBar(Callback):
     "A tqdm bar over all training batches of a fit, with the smoothed loss"
+    order = 60 # after the Recorder, which smooths the loss
     def __init__(self, desc:str): self.desc = desc
     def before_fit(self): self.bar = progress(total=self.n_epoch*len(self.dls.train), desc=self.desc, unit='batch')
     def after_batch(self):
@@ -105,7 +106,7 @@ def train_stages(
     with atomic_path(dest/'curves.csv') as p: curves.to_csv(p, index=False)
     return model,curves
 
-# %% ../nbs/12_training.ipynb #d9dd5f84
+# %% ../nbs/12_training.ipynb #430fd313
 def _fit_stage(model, store, labels, held, recipe, k, device):
     "Fit one stage in place; its curves"
     stage = recipe.stages[k]
@@ -113,7 +114,7 @@ def _fit_stage(model, store, labels, held, recipe, k, device):
     augment = default_augment() if recipe.effects else [Pose()]
     dls = slice_dls(store, labels, held, stage.size, stage.bs, recipe.windowing, recipe.neighbours, augment, recipe.sample, device=device)
     if not len(dls.train): raise InputError(store.path, f'{len(dls.train.dataset)} training slices do not fill one batch of {stage.bs}')
-    learn = slice_learner(dls, model.to(dls.device), recipe, cbs=BatchBar(f'stage {k+1} of {len(recipe.stages)}, {stage.size} px'))
+    learn = slice_learner(dls, model.to(dls.device), recipe, [BatchBar(f'stage {k+1} of {len(recipe.stages)}, {stage.size} px')])
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(stage.epochs, slice(stage.lr*stage.body_lr, stage.lr))
     names = ['train_loss', 'valid_loss', 'competition_metric', 'any_auc']
     return pd.DataFrame([dict(zip(names, map(float, v))) for v in learn.recorder.values]).assign(stage=k+1, size=stage.size, epoch=range(1, stage.epochs+1))
@@ -188,7 +189,7 @@ def train_store(
                   prior=[float(p) for p in prior], recipe=recipe.to_dict(), **calibrate(logits, targets, recipe.specificity))
     return save_bundle(dest/'bundle', model, config, _card(recipe, config, table.patient_id.nunique()))
 
-# %% ../nbs/12_training.ipynb #ef32a17d
+# %% ../nbs/12_training.ipynb #d601f55d
 def train(
     competition, # Folder in the competition's layout
     recipe='ours-cpu', # A name of RECIPES, or a `Recipe`
@@ -204,6 +205,7 @@ def train(
     if not 0 < fraction <= 1: raise InputError(competition, f'a fraction of {fraction} of the patients')
     description = dict(recipe=recipe.to_dict(), fraction=fraction, competition=str(Path(competition).resolve()))
     _same_run(dest, json.loads(json.dumps(description)))
+    if (dest/'bundle'/'config.json').exists(): return dest/'bundle'
     store,labels,_ = training_data(competition, dest, recipe.store_size, n_jobs)
     if fraction < 1: store = _some_patients(store, fraction, recipe.seed)
     return train_store(store, labels, recipe, dest, trained_on=f'the competition folder {Path(competition).name!r}', device=device)

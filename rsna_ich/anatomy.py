@@ -194,7 +194,7 @@ def box_of(
         inside = here if inside is None else inside & here
     return inside
 
-# %% ../nbs/04a_anatomy.ipynb #54974cc7
+# %% ../nbs/04a_anatomy.ipynb #16bef54c
 def rotation_matrix(
     degrees # Angles about x, y, z
 ) -> np.ndarray: # (3, 3)
@@ -207,9 +207,10 @@ class Head:
     def __init__(self,
         points, # From `scan_grid`, (planes, rows, cols, 3)
         seed:int=0, # Of everything individual
-        nod:float=0. # Degrees by which the head is bent back, as technicians tilt the gantry after it
+        nod:float=0., # Degrees by which the head is bent back, as technicians tilt the gantry after it
+        plane:float=1.7 # Thickness of a plane in mm
     ):
-        self.rng = np.random.default_rng(seed)
+        self.rng,self.plane = np.random.default_rng(seed),plane
         self.points,self.atlas = points,load_atlas()
         self.q = self._pose(points, nod)
         self.skull_q = self.q = self.q + self._warp(90, .6, 2)
@@ -351,7 +352,7 @@ def add_infarcts(
         mask = sigmoid((1 - ellipsoid(head.q, centre, np.ones(3)*radius) - head.noise(radius*.7+4)*.2)*radius/head.uniform(1, 5))
         head.hu = paint(head.hu, mask*head.tissue, head.uniform(12, 27))
 
-# %% ../nbs/04a_anatomy.ipynb #2b5164e3
+# %% ../nbs/04a_anatomy.ipynb #90864bf7
 def add_skull(
     head:Head # Changed: `hu` outside the inner table, `outside` (mm outside the skull), `skin` (mm outside the skin)
 ):
@@ -372,8 +373,9 @@ def add_skull(
     soft = torch.where(head.outside > scalp - 1.6, u(15, 50), fat)
     soft = torch.where(head.outside > 4, flesh, soft)
     around = torch.where(head.skin < 0, soft, torch.tensor(-1000.))
-    around = torch.where((head.outside < 0) & (head.table > 0), bone, around)
-    head.hu = torch.where(head.table <= 0, head.hu, around)
+    edge = (1 + (head.plane*head.normal[..., 2]).square()).sqrt()
+    around = paint(around, (.5 - head.outside/edge).clamp(0, 1), bone)
+    head.hu = paint(head.hu, (.5 + head.table/edge).clamp(0, 1), around)
 
 # %% ../nbs/04a_anatomy.ipynb #4fb88ef4
 AIR,FAT,FLUID = -1000.,-85.,12. # HU

@@ -73,16 +73,19 @@ class Epidural(Layer):
         texture = self.texture(head)
         return self.uniform(58, 80) + texture*self.uniform(1, 8) - (texture > self.uniform(1, 3))*self.uniform(0, 20)
 
-# %% ../nbs/04b_bleeds.ipynb #8bb8d049
+# %% ../nbs/04b_bleeds.ipynb #cb7910b2
 class Subdural(Layer):
     "A crescent over a hemisphere, and sometimes a band along falx and tentorium"
     subtype = 'subdural'
-    def __init__(self, rng, side=1):
+    def __init__(self,
+        rng, # numpy random Generator
+        side:int=1 # 1 for the patient's right, -1 for the left
+    ):
         super().__init__(rng, side)
         kind = rng.random()
         self.convex,self.band = kind < .85,kind > .75
         age = rng.random()
-        self.hu = self.uniform(52, 78) if age < .8 else self.uniform(38, 55) if age < .92 else self.uniform(22, 42)
+        self.hu = self.uniform(52, 78) if age < .84 else self.uniform(42, 56) if age < .95 else self.uniform(22, 40)
         self.layered = self.chance(.2)
 
     def thickness(self, head):
@@ -110,7 +113,7 @@ class Subdural(Layer):
         if self.convex: super().fill(head)
         if self.band: self.bleed(head, self._midline_band(head), self.uniform(55, 75) + self.texture(head)*3)
 
-# %% ../nbs/04b_bleeds.ipynb #cdb74364
+# %% ../nbs/04b_bleeds.ipynb #7b3e1886
 def _site(rng, side):
     "Centre in MNI mm and largest usual radius of a parenchymal haematoma"
     u = rng.uniform
@@ -122,7 +125,10 @@ def _site(rng, side):
 class Intraparenchymal(Bleed):
     "One haematoma in the brain, or several contusions"
     subtype = 'intraparenchymal'
-    def __init__(self, rng, side=1):
+    def __init__(self,
+        rng, # numpy random Generator
+        side:int=1 # 1 for the patient's right, -1 for the left
+    ):
         super().__init__(rng, side)
         centre,largest = _site(rng, side)
         self.foci = [(centre, float(np.clip(np.exp(rng.normal(np.log(13), .5)), 4, largest)))]

@@ -23,10 +23,11 @@ from .metrics import Calibration
 from .store import prepare
 from .windowing import WINDOWINGS
 
-# %% ../nbs/14_inference.ipynb #ade8ce31
+# %% ../nbs/14_inference.ipynb #b45d4d9d
 def default_bundle() -> Path:
     "The folder of the bundle that the package ships"
-    return Path(__file__).parent/'bundles'/'default'
+    import rsna_ich
+    return Path(rsna_ich.__file__).parent/'bundles'/'default'
 
 # %% ../nbs/14_inference.ipynb #2aaf471f
 def model_input(

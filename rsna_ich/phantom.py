@@ -19,7 +19,7 @@ import pandas as pd
 from .core import InputError, atomic_path, progress
 from .labels import SUBTYPES, to_long
 
-# %% ../nbs/04_phantom.ipynb #87a2a47b
+# %% ../nbs/04_phantom.ipynb #5e7adcad
 @dataclass
 class Scan:
     "One simulated series"
@@ -28,7 +28,7 @@ class Scan:
     areas:np.ndarray # mm2 of visible blood, (slices, 5), in the order of SUBTYPES[1:]
     z:np.ndarray # mm along the table, (slices,)
     protocol:object # How it was acquired
-    seed:int
+    seed:int # The patient
 
     def __len__(self): return len(self.hu)
 
@@ -61,7 +61,7 @@ def simulate_patient(
     nod = protocol.tilt - rng.normal(6, 4)
     bleeds = plan_bleeds(rng, prevalence, subtype)
     planes = 2 if protocol.thickness < 5 else 3
-    head = draw_head(Head(scan_grid(z, protocol.thickness, protocol.tilt, planes), [seed, 1], nod), bleeds)
+    head = draw_head(Head(scan_grid(z, protocol.thickness, protocol.tilt, planes), [seed, 1], nod, protocol.thickness/planes), bleeds)
     areas = visible_area(head, planes)
     return Scan(acquire(head.hu, protocol, rng, size, planes), slice_labels(areas), areas, z, protocol, seed)
 
@@ -73,15 +73,15 @@ def make_id(
     "A stable `ID_…` in the competition's form"
     return 'ID_' + hashlib.sha1('/'.join(map(str, parts)).encode()).hexdigest()[:digits]
 
-# %% ../nbs/04_phantom.ipynb #0e1fd152
+# %% ../nbs/04_phantom.ipynb #81eed56f
 @dataclass(frozen=True)
 class Family:
     "How a kind of scanner stores HU: `bits`, sign, intercept and the share of slices that are so"
-    name:str
-    bits:int
-    signed:bool
-    intercept:int
-    share:float
+    name:str # What it is called
+    bits:int # BitsStored
+    signed:bool # PixelRepresentation
+    intercept:int # RescaleIntercept
+    share:float # Of slices, between 0 and 1
     wrap:bool=False # 1000 lost and wrapped round at 4096
 
 FAMILIES = [Family('16-bit signed', 16, True, -1024, 75369/78545), Family('12-bit', 12, False, -1024, 3088/78545), Family('12-bit -1000', 12, False, -1000, 28/78545),

@@ -22,7 +22,7 @@ class Stage:
     lr:float=1e-3 # Maximum learning rate of the head
     body_lr:float=.33 # Share of it that the pretrained body gets
 
-# %% ../nbs/11_recipes.ipynb #cf0fd29f
+# %% ../nbs/11_recipes.ipynb #95f3ed88
 @dataclass(frozen=True)
 class Recipe:
     "All choices of one training"
@@ -38,12 +38,12 @@ class Recipe:
     sample:str='all' # 'all' slices or 'balanced'
     effects:bool=True # HU jitter and picture effects?
     smoothing:float=0. # Label smoothing
-    dropout:float=.2
-    weight_decay:float=.02
+    dropout:float=.2 # Before the last layer
+    weight_decay:float=.02 # Of Adam, decoupled
     holdout:float=.2 # Share of the patients held out for calibration
     specificity:float=.9 # Wanted on held-out slices at the operating point
     second_stage:bool=False # A sequence model over each series?
-    seed:int=42
+    seed:int=42 # Of the split, the batches and the augmentation
 
     def __post_init__(self):
         if not self.stages: raise InputError(self.name, 'a recipe without stages')
@@ -55,11 +55,11 @@ class Recipe:
     def epochs(self): return sum(s.epochs for s in self.stages)
     def to_dict(self): return asdict(self)
 
-# %% ../nbs/11_recipes.ipynb #d5223255
+# %% ../nbs/11_recipes.ipynb #2f4dae97
 RECIPES = {r.name: r for r in [
     Recipe('quick', (Stage(48, 1), Stage(64, 1), Stage(80, 1)), source='for tests', store_size=96),
     Recipe('ours-cpu', (Stage(80, 4, lr=4e-3), Stage(112, 4, lr=3e-3), Stage(144, 2, lr=1.5e-3)), source='this project', store_size=160, sample='balanced', smoothing=.01),
-    Recipe('shipped', (Stage(96, 3, lr=4e-3), Stage(128, 3, lr=3e-3), Stage(160, 1, lr=1.5e-3)), source='this project', store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97),
+    Recipe('shipped', (Stage(96, 3, lr=4e-3), Stage(128, 3, lr=3e-3), Stage(144, 1, lr=1.5e-3)), source='this project', store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97),
     Recipe('densenet121-128', (Stage(128, 10, bs=64, lr=2e-5, body_lr=1.),), source='public Kaggle notebooks, DenseNet121 at 128 pixels for 10 epochs', reported=.116, backbone='densenet121',
            windowing='bsb', store_size=128, effects=False, dropout=0., weight_decay=0.),
 ]}

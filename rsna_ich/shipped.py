@@ -19,9 +19,9 @@ from .core import DISCLAIMER, atomic_path
 from .labels import SUBTYPES
 from .metrics import auc, sensitivity_specificity
 
-# %% ../nbs/15c_shipped.ipynb #a4e2884b
+# %% ../nbs/15c_shipped.ipynb #2224a1f2
 TRAIN_SEED,TEST_SEED = 1,3 # of the simulated populations: patients of different seeds are different people
-TRAIN_PATIENTS,TEST_PATIENTS = 450,80
+TRAIN_PATIENTS,TEST_PATIENTS = 300,60
 NAME = 'rsna-ich-small'
 
 # %% ../nbs/15c_shipped.ipynb #bccd7390
@@ -116,7 +116,7 @@ def finish_shipped(
         (d/'README.md').write_text(model_card(predictor.config))
     return Path(dest)
 
-# %% ../nbs/15c_shipped.ipynb #bf8fc5fa
+# %% ../nbs/15c_shipped.ipynb #7e05adfb
 def model_card(
     config:dict # Of the bundle, with `judged`
 ) -> str: # Markdown
@@ -131,5 +131,5 @@ def model_card(
     if 'study without blood' in real: lines += ['- One real study of {n} slices without obvious blood: {positive} called positive, highest probability {highest}.'.format(**real['study without blood'])]
     if 'rsna' in real: lines += ['- {n} real slices of the competition: truth {truth}, any {any}, called {positive}.'.format(**real['rsna'])]
     lines += ['## What it cannot do', 'It has never seen a patient. Simulated heads have no sutures, tumours, operations, children or motion worth the name; small, old or isodense blood is missed, and calcifications, streaks and thick slices at the vertex may be called blood. '
-              'Its probabilities are calibrated to simulated patients, not to any hospital. The subtypes have not been measured on real slices at all.', '## Rebuild', '`make bundle`, on two cores in about an hour; patients and weights come from fixed seeds.']
+              'Its probabilities are calibrated to simulated patients, not to any hospital. The subtypes have not been measured on real slices at all.', '## Rebuild', '`make bundle`, on two cores in about half an hour; patients and weights come from fixed seeds.']
     return '\n\n'.join(lines) + '\n'

@@ -7,8 +7,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/core.html.md"""
 # %% auto #0
 __all__ = ['DISCLAIMER', 'InputError', 'atomic_path', 'progress', 'real_data']
 
-# %% ../nbs/00_core.ipynb #8ff835c1
-import os, shutil, sys, tempfile
+# %% ../nbs/00_core.ipynb #21104be6
+import os, shutil, tempfile, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/00_core.ipynb #43ba9aea
 DISCLAIMER = 'Research software, not a medical device: not for diagnosis, triage or any decision about a patient.'
+
+# %% ../nbs/00_core.ipynb #4f049435
+warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning)
 
 # %% ../nbs/00_core.ipynb #553f1564
 class InputError(ValueError):

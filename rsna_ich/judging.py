@@ -50,13 +50,13 @@ def _at_the_edge(measures, y, groups):
 
 _MEASURES = ['score', 'prior score', 'skill', 'sensitivity', 'specificity'] + [f'AUC {o}' for o in SUBTYPES]
 
-# %% ../nbs/14b_judging.ipynb #d1155b0e
+# %% ../nbs/14b_judging.ipynb #0baf9cca
 def judge(
     rows, # One row a slice or study: six probabilities, `true_...` and `positive`
     groups, # The patient of each row
     prior=None, # Constant answer, (6,); None: the share of positives in these rows
     n_boot:int=500, # Bootstrap draws
-    seed:int=0
+    seed:int=0 # Of the draws
 ) -> tuple: # (one row a measure: value low high; one row a subtype)
     "The measures of one level with their intervals, and the subtypes' table"
     p,y = rows[SUBTYPES].to_numpy(float),rows[TRUTH].to_numpy(float)
@@ -119,7 +119,7 @@ def _decide(rows, threshold):
     at = .5 if threshold is None else threshold
     return rows.assign(positive=(rows['any'] >= at).astype(int)),f'any at or above {at:g}'
 
-# %% ../nbs/14b_judging.ipynb #f5110430
+# %% ../nbs/14b_judging.ipynb #d0008a66
 def evaluate(
     predictions, # Predictions: path or DataFrame, see `read_wide`
     truth, # Truth: path or DataFrame, by image or by study
@@ -129,7 +129,7 @@ def evaluate(
     how:str='max', # From slices to studies, see `study_table`
     subset:bool=False, # May there be truth without predictions?
     n_boot:int=500, # Bootstrap draws
-    seed:int=0
+    seed:int=0 # Of the draws
 ) -> Evaluation: # InputError where the two do not fit
     "Slices and, where they are known, studies against the truth"
     predictions = read_wide(predictions)
@@ -152,14 +152,14 @@ def evaluate(
     return Evaluation(levels, {k: m for k,(m,_) in found.items()}, {k: s for k,(_,s) in found.items()},
                       left_out.reset_index(drop=True), info)
 
-# %% ../nbs/14b_judging.ipynb #1b9aea84
+# %% ../nbs/14b_judging.ipynb #799f7eaf
 def by(
     evaluation, # An `Evaluation`
     what, # A column of its rows, or a Series or dict by image_id (study_id)
     bins=None, # Edges, to cut numbers into groups
     level:str='slice', # Which rows: 'slice' or 'study'
     n_boot:int|None=None, # Bootstrap draws; None: as many as for the whole
-    seed:int=0
+    seed:int=0 # Of the draws
 ) -> pd.DataFrame: # One row a group: n positive patients score auc (low, high) sensitivity specificity
     "The figures of each group of slices or studies"
     rows,n_boot = evaluation.levels[level],evaluation.info.get('n_boot', 200) if n_boot is None else n_boot

@@ -15,18 +15,18 @@ from torch import nn
 
 from .metrics import WEIGHTS, auc, weighted_log_loss
 
-# %% ../nbs/09a_losses.ipynb #753eadfa
+# %% ../nbs/09a_losses.ipynb #20bf1c91
 class WeightedBCE(nn.Module):
     "The competition's weighted log loss of logits; its mean over slices equals `metrics.weighted_log_loss`"
     def __init__(self,
         smoothing:float=0., # Label smoothing: truth moves this share of the way to one half
         gamma:float=0., # Focal loss: each term is multiplied by (1 - p of the truth)**gamma
-        weights=WEIGHTS, # One weight a subtype, (6,)
+        weights=None, # One weight a subtype, (6,); the competition's WEIGHTS unless given
         reduction:str='mean' # 'mean' or 'sum' over slices, or 'none': one loss a slice
     ):
         super().__init__()
         self.smoothing,self.gamma,self.reduction = smoothing,gamma,reduction
-        self.register_buffer('weights', torch.as_tensor(weights, dtype=torch.float32), persistent=False)
+        self.register_buffer('weights', torch.as_tensor(WEIGHTS if weights is None else weights, dtype=torch.float32), persistent=False)
 
     def forward(self,
         logits, # (..., 6)

@@ -106,13 +106,13 @@ def auc(
     if p.ndim == 1: return float(_auc(y, p, w))
     return np.array([_auc(y[:, j], p[:, j], w) for j in range(p.shape[1])])
 
-# %% ../nbs/09_metrics.ipynb #a35ba5cf
+# %% ../nbs/09_metrics.ipynb #2af3c8dc
 def bootstrap_interval(
     statistic, # Function of the weights (n,) to a number or an array
     groups, # What is drawn: the patient of each row, (n,)
     n:int=500, # Draws
     level:float=.95, # Share of the draws inside the interval
-    seed:int=0
+    seed:int=0 # Of the draws
 ) -> np.ndarray: # (2,) low and high, or (2, ...) for an array; NaN where it cannot be told
     "Percentile interval of `statistic` when whole patients are drawn with replacement"
     codes,names = pd.factorize(np.asarray(groups))
@@ -125,11 +125,11 @@ def bootstrap_interval(
     values = np.where(known, values, 0)
     return np.where(known, np.nanquantile(values, [tail, 1-tail], axis=0), np.nan)
 
-# %% ../nbs/09_metrics.ipynb #c90b3c36
+# %% ../nbs/09_metrics.ipynb #85b4623c
 def boundary_interval(
     share:float, # 0 or 1: none or all
     n:int, # Of how many patients
-    level:float=.95
+    level:float=.95 # Confidence
 ) -> tuple: # (low, high); NaN where there is nobody
     "Exact interval of a share where none or all of `n` have it"
     if share not in (0, 1): raise ValueError(f'only for a share of 0 or 1, not {share}')
@@ -181,10 +181,10 @@ def choose_threshold(
     if k == 0: return float(np.nextafter(at[1], 2))
     return float((at[k] + at[k+1])/2) if k+1 < len(at) else float(at[k])
 
-# %% ../nbs/09_metrics.ipynb #d2e8b8d3
+# %% ../nbs/09_metrics.ipynb #758bdbe2
 def predictive_values(
-    sensitivity:float,
-    specificity:float,
+    sensitivity:float, # Of the detector
+    specificity:float, # Of the detector
     prevalence # Share of positives where the detector is used, between 0 and 1, or an array of them
 ) -> tuple: # (positive, negative) predictive value; NaN where nothing is flagged, or nothing cleared
     "What a flag and the lack of one mean at another prevalence"
@@ -192,7 +192,7 @@ def predictive_values(
     cleared,missed = specificity*(1-np.asarray(prevalence, float)),(1-sensitivity)*np.asarray(prevalence, float)
     with np.errstate(invalid='ignore'): return true_flags/(true_flags+false_flags),cleared/(cleared+missed)
 
-# %% ../nbs/09_metrics.ipynb #86e21b55
+# %% ../nbs/09_metrics.ipynb #757180af
 def reliability(
     targets, # Truth, 0 or 1, (n,)
     preds, # Probabilities, (n,)
@@ -213,7 +213,7 @@ def reliability(
 def expected_calibration_error(
     targets, # Truth, 0 or 1, (n,)
     preds, # Probabilities, (n,)
-    bins:int=10,
+    bins:int=10, # How many at most
     equal_counts:bool=False # Bins that hold equally many rows, instead of equally wide ones
 ) -> float: # Between 0 (calibrated) and 1
     "Mean distance between probability and share of positives, over bins weighted by their rows"

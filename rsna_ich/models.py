@@ -8,8 +8,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/models.html.md"""
 __all__ = ['PIP_WEIGHTS', 'BUNDLE_KEYS', 'pip_weights', 'SliceModel', 'create_model', 'body_and_head', 'save_bundle',
            'read_config', 'load_bundle']
 
-# %% ../nbs/10_models.ipynb #91eb2e1c
-import json, re
+# %% ../nbs/10_models.ipynb #eb309c28
+import json
 from pathlib import Path
 
 import torch

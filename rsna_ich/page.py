@@ -97,7 +97,7 @@ def picture(
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img {size} alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'
 
-# %% ../nbs/00a_page.ipynb #7f6ab055
+# %% ../nbs/00a_page.ipynb #5ec563b4
 def number(
     value, # Number or None
     digits:int=3 # After the point
@@ -106,8 +106,10 @@ def number(
     return '–' if value is None or not np.isfinite(value) else f'{value:.{digits}f}'
 
 def interval(
-    value, low, high, # Numbers, NaN where unknown
-    digits:int=3
+    value, # A number, NaN where unknown
+    low, # Its lower limit, likewise
+    high, # Its upper limit, likewise
+    digits:int=3 # After the point
 ) -> str: # '0.93 (0.91 to 0.95)'
     "A number with its interval"
     ends = f' ({number(low, digits)} to {number(high, digits)})' if np.isfinite(low) and np.isfinite(high) else ''
@@ -162,11 +164,11 @@ def paragraph(
     "A paragraph"
     return f'<p class="{kind}">{escape(text)}</p>' if text else ''
 
-# %% ../nbs/00a_page.ipynb #18f55ed2
+# %% ../nbs/00a_page.ipynb #6a778e56
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def page(
-    title:str,
+    title:str, # Heading
     parts, # HTML pieces
     subtitle:str='' # One line under the title
 ) -> str: # A whole HTML document, with the disclaimer above and below

@@ -145,10 +145,10 @@ def read_cq500(
     known,truth = known.assign(key=_plain(known.patient_id)),truth.assign(key=_plain(truth.study_id))
     return known.merge(truth.drop(columns='study_id'), on='key').drop(columns='key')
 
-# %% ../nbs/14a_truth.ipynb #eea6de54
+# %% ../nbs/14a_truth.ipynb #787a6f82
 def made_up(
-    n_patients:int=40,
-    seed:int=0,
+    n_patients:int=40, # How many
+    seed:int=0, # Of everything random
     skill:float=3.4 # Distance between the logits with and without blood; their spread is 1.4
 ) -> tuple: # (predictions as `ich predict` writes them, truth with `patient_id`)
     "Predictions and truth of patients that do not exist, for examples and tests"

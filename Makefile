@@ -37,6 +37,7 @@ lab: $(READY) ## JupyterLab on the notebooks
 
 bench: $(READY) nbs/20_benchmarks.ipynb ## Run the benchmarks notebook and keep its figures
 	@$(BIN)/nbdev-test nbs/20_benchmarks.ipynb --flags slow --save --cell-timeout 0
+	@$(BIN)/nbdev-clean --fname nbs/20_benchmarks.ipynb
 
 bundle: $(READY) ## Train the small model that the package ships, from simulated patients alone
 	@$(BIN)/ich bundle

@@ -161,7 +161,7 @@ def bundle(
     from rsna_ich.shipped import make_shipped
     typer.echo(f'bundle: {make_shipped(work, out, n_jobs=jobs)}')
 
-# %% ../nbs/19_cli.ipynb #6d8e78c8
+# %% ../nbs/19_cli.ipynb #2fbf40be
 @command
 def predict(
     folder:Path, # DICOM files, subfolders included, with or without .dcm endings; or a zip
@@ -212,6 +212,7 @@ def evaluate(
     typer.echo(f'report: {write_report(out/"report.html", found, title=f"Evaluation of {predictions.name}")}')
     return _left_out(found.left_out[['image_id', 'reason']].itertuples(index=False))
 
+# %% ../nbs/19_cli.ipynb #3fcdb2ec
 @command
 def demo(
     out:Path=Path('demo'), # Folder for everything

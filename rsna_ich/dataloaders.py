@@ -8,17 +8,18 @@ Docs: https://rsna-ich.github.io/rsna_ich/dataloaders.html.md"""
 __all__ = ['TensorHU', 'TensorSubtypes', 'neighbour_rows', 'SliceDataset', 'SizeTo', 'Pose', 'HUJitter', 'Windowed',
            'PictureEffects', 'BalancedDL', 'slice_dls', 'default_augment']
 
-# %% ../nbs/08_dataloaders.ipynb #d1462bb7
+# %% ../nbs/08_dataloaders.ipynb #49794b24
 import math
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+
+from .core import InputError # before fastai, whose warning it silences
 from fastai.data.all import DataLoaders, TensorBase, TfmdDL, Transform
 from fastai.vision.all import RandTransform, TensorImage
 
-from .core import InputError
 from .labels import SUBTYPES
 from .windowing import WINDOWINGS
 

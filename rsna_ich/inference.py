@@ -200,7 +200,7 @@ def _predict_study(self,
 
 Predictor.predict_study = _predict_study
 
-# %% ../nbs/14_inference.ipynb #d1ce2eec
+# %% ../nbs/14_inference.ipynb #c0338866
 def sheet(
     predictor, # A `Predictor`
     folder, # With the DICOM files of one series
@@ -213,7 +213,7 @@ def sheet(
     hu = [read_hu(open_slice(p), name=str(p)) for p in ok.path]
     p = predictor.predict_hu(np.stack(hu))[:, 0]
     rows = -(-len(hu)//cols)
-    fig,axes = plt.subplots(rows, cols, figsize=(11, 11*rows/cols*1.08), squeeze=False)
+    fig,axes = plt.subplots(rows, cols, figsize=(11, 11*rows/cols*1.08), squeeze=False, dpi=70)
     for ax in axes.flat: ax.axis('off')
     for ax,picture,q in zip(axes.flat, hu, p):
         ax.imshow(picture[::2, ::2], cmap='gray', vmin=0, vmax=80)

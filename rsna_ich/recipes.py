@@ -55,26 +55,27 @@ class Recipe:
     def epochs(self): return sum(s.epochs for s in self.stages)
     def to_dict(self): return asdict(self)
 
-# %% ../nbs/11_recipes.ipynb #2f4dae97
+# %% ../nbs/11_recipes.ipynb #f0e7502c
 RECIPES = {r.name: r for r in [
     Recipe('quick', (Stage(48, 1), Stage(64, 1), Stage(80, 1)), source='for tests', store_size=96),
     Recipe('ours-cpu', (Stage(80, 4, lr=4e-3), Stage(112, 4, lr=3e-3), Stage(144, 2, lr=1.5e-3)), source='this project', store_size=160, sample='balanced', smoothing=.01),
-    Recipe('shipped', (Stage(96, 3, lr=4e-3), Stage(128, 3, lr=3e-3), Stage(144, 1, lr=1.5e-3)), source='this project', store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97),
+    Recipe('shipped', (Stage(96, 2, lr=4e-3), Stage(112, 1, lr=3e-3), Stage(128, 2, lr=3e-3)), source='this project', store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97),
     Recipe('densenet121-128', (Stage(128, 10, bs=64, lr=2e-5, body_lr=1.),), source='public Kaggle notebooks, DenseNet121 at 128 pixels for 10 epochs', reported=.116, backbone='densenet121',
            windowing='bsb', store_size=128, effects=False, dropout=0., weight_decay=0.),
 ]}
 
-# %% ../nbs/11_recipes.ipynb #317fcd73
+# %% ../nbs/11_recipes.ipynb #02f0d36c
 def get_recipe(
-    name, # A name of RECIPES, or a `Recipe`
+    recipe, # A name of RECIPES, or a `Recipe`
+    /,
     **changes # Fields to change
 ) -> Recipe:
     "A recipe by name, with `changes`"
-    if not isinstance(name, Recipe):
-        if name not in RECIPES: raise InputError(name, f'no such recipe; there are {", ".join(RECIPES)}')
-        name = RECIPES[name]
-    if unknown := set(changes) - {f.name for f in fields(Recipe)}: raise InputError(name.name, f'a recipe has no field {", ".join(sorted(unknown))}')
-    return replace(name, **changes)
+    if not isinstance(recipe, Recipe):
+        if recipe not in RECIPES: raise InputError(recipe, f'no such recipe; there are {", ".join(RECIPES)}')
+        recipe = RECIPES[recipe]
+    if unknown := set(changes) - {f.name for f in fields(Recipe)}: raise InputError(recipe.name, f'a recipe has no field {", ".join(sorted(unknown))}')
+    return replace(recipe, **changes)
 
 def scale_recipe(
     recipe:Recipe, # To make smaller

@@ -33,7 +33,7 @@ def simulated_table(
         rows += [dict(image_id=make_id(seed, i, k), path=f'simulated:{patient}', **ids, slice_index=k, n_slices=len(z), z_mm=float(o), thickness_mm=protocol.thickness, status='ok') for k,o in enumerate(z)]
     return pd.DataFrame(rows)
 
-# %% ../nbs/06a_simulated.ipynb #d9acaffb
+# %% ../nbs/06a_simulated.ipynb #8724a3df
 def read_simulated(
     rows, # Rows of `simulated_table`, one series
     truth, # Folder for the areas of blood
@@ -47,7 +47,7 @@ def read_simulated(
     patient = int(rows.path.iloc[0].split(':')[1])
     scan = simulate_patient(patient, size, prevalence, max_slices=max_slices)
     with atomic_path(Path(truth)/f'{rows.series_id.iloc[0]}.npy') as p: np.save(p, scan.areas)
-    by_index = dict(enumerate(scan.hu))
+    by_index = dict(enumerate(np.maximum(scan.hu, -1024)))
     return [by_index[k] for k in rows.slice_index]
 
 # %% ../nbs/06a_simulated.ipynb #f38c2084

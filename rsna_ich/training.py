@@ -8,18 +8,19 @@ Docs: https://rsna-ich.github.io/rsna_ich/training.html.md"""
 __all__ = ['training_data', 'ChannelsLast', 'BatchBar', 'slice_learner', 'train_stages', 'predict_store', 'calibrate',
            'train_store', 'train']
 
-# %% ../nbs/12_training.ipynb #40fcab5f
+# %% ../nbs/12_training.ipynb #f9bb53da
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+
+from .core import DISCLAIMER, InputError, atomic_path, progress # before fastai, whose warning it silences
 from fastai.callback.core import Callback
 from fastai.callback.schedule import Learner # patched with fit_one_cycle by this module
 from fastai.torch_core import set_seed
 
-from .core import DISCLAIMER, InputError, atomic_path, progress
 from .dataloaders import Pose, SliceDataset, SizeTo, Windowed, default_augment, slice_dls
 from .folds import check_folds, holdout
 from .labels import SUBTYPES, read_labels
@@ -51,7 +52,7 @@ def training_data(
     with atomic_path(dest/'left_out.csv') as p: left.to_csv(p, index=False)
     return store,labels,left
 
-# %% ../nbs/12_training.ipynb #dff83fdf
+# %% ../nbs/12_training.ipynb #ba52e897
 class ChannelsLast(Callback):
     "Batches in channels_last memory order"
     order = 10 # after fastai's CastToTensor
@@ -61,9 +62,12 @@ class ChannelsLast(Callback):
 class BatchBar(Callback):
     "A tqdm bar over all training batches of a fit, with the smoothed loss"
     order = 60 # after the Recorder, which smooths the loss
-    def __init__(self, desc:str): self.desc = desc
+    def __init__(self,
+        desc:str # Before the bar
+    ): self.desc = desc
     def before_fit(self): self.bar = progress(total=self.n_epoch*len(self.dls.train), desc=self.desc, unit='batch')
     def after_batch(self):
+        "Count a training batch"
         if not self.training: return
         self.bar.set_postfix_str(f'loss {self.smooth_loss.item():.3f}', refresh=False)
         self.bar.update()

@@ -212,11 +212,11 @@ def evaluate(
     typer.echo(f'report: {write_report(out/"report.html", found, title=f"Evaluation of {predictions.name}")}')
     return _left_out(found.left_out[['image_id', 'reason']].itertuples(index=False))
 
-# %% ../nbs/19_cli.ipynb #3fcdb2ec
+# %% ../nbs/19_cli.ipynb #642dd0ab
 @command
 def demo(
     out:Path=Path('demo'), # Folder for everything
-    patients:int=60, # Simulated patients
+    patients:int=90, # Simulated patients
     seed:int=2019, # Of the simulation
     recipe:str='ours-cpu', # Which recipe
     jobs:int=2 # Processes

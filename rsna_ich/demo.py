@@ -60,13 +60,13 @@ def judge_test(
     write_report(report, found, title='rsna_ich: a simulated competition', curves=pd.read_csv(run/'curves.csv'), images=image, notes=notes, left_out=lost)
     return found
 
-# %% ../nbs/15b_demo.ipynb #dee3045e
+# %% ../nbs/15b_demo.ipynb #baf7b117
 def run_demo(
     dest='demo', # Where everything goes
-    patients:int=60, # Simulated patients, a quarter of them to judge by
+    patients:int=90, # Simulated patients, a quarter of them to judge by
     seed:int=2019, # Of the simulation; the shipped model was trained on another
     recipe='ours-cpu', # A name of RECIPES, or a `Recipe`
-    slices:int=24, # A patient at most
+    slices:int=16, # A patient at most; more patients teach more than more slices
     size:int=512, # Rows and columns of a slice
     n_jobs:int=2, # Processes
     say=print # Called with a line after each step

@@ -20,6 +20,9 @@ def run_notebook(path):
     sys.__stderr__ = errors = io.StringIO()  # Where `test_nb` writes the traceback
     config = get_config(ROOT)
     passed, seconds = nbdev.test.test_nb(path, skip_flags=config.tst_flags.split(), basepath=ROOT, cell_timeout=config.cell_timeout)
+    if 'joblib.externals.loky' in sys.modules:  # Its idle workers would keep this process from ending for five minutes
+        from joblib.externals.loky import get_reusable_executor
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
     return passed, seconds, errors.getvalue()
 
 

@@ -23,7 +23,7 @@ from .core import DISCLAIMER, InputError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help=f'Intracranial haemorrhage on head CT, from DICOM to probabilities. {DISCLAIMER}')
 
-# %% ../nbs/19_cli.ipynb #a1b2af3b
+# %% ../nbs/19_cli.ipynb #bd024d99
 def _comments(f):
     "The comment behind each parameter of `f`"
     return dict(re.findall(r'^\s+(\w+)\s*[:=,][^#\n]*#\s*(.+)$', inspect.getsource(f), re.M))
@@ -39,7 +39,7 @@ def command(
     @wraps(f)
     def run(**kwargs):
         try: status = f(**kwargs)
-        except InputError as e: typer.echo(f'ich: {e}', err=True); raise typer.Exit(2) from None
+        except (InputError, OSError) as e: typer.echo(f'ich: {e}', err=True); raise typer.Exit(2) from None
         except KeyboardInterrupt: typer.echo('ich: stopped; the same command goes on from here', err=True); raise typer.Exit(130) from None
         raise typer.Exit(status or 0)
     run.__signature__ = inspect.Signature([_annotated(p) for p in inspect.signature(f).parameters.values()])
@@ -161,7 +161,7 @@ def bundle(
     from rsna_ich.shipped import make_shipped
     typer.echo(f'bundle: {make_shipped(work, out, n_jobs=jobs)}')
 
-# %% ../nbs/19_cli.ipynb #2fbf40be
+# %% ../nbs/19_cli.ipynb #a1ac446f
 @command
 def predict(
     folder:Path, # DICOM files, subfolders included, with or without .dcm endings; or a zip
@@ -175,7 +175,7 @@ def predict(
     found = load_predictor(model).predict(folder, jobs)
     found.save(out)
     ok = found.slices.status.eq('ok')
-    typer.echo(f'{ok.sum():,} slices of {len(found.studies):,} studies in {found.seconds:.1f} s; {int(found.slices.positive.sum()):,} called positive')
+    typer.echo(f'slices: {ok.sum():,}, called positive: {int(found.slices.positive.sum()):,}; files left out: {len(found.left_out):,}; studies: {len(found.studies):,}; {found.seconds:.1f} s')
     typer.echo(found.about)
     typer.echo(f'tables: {out}')
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
@@ -193,6 +193,8 @@ def submit(
     path = predictions/'slices.csv' if predictions.is_dir() else predictions
     if not path.is_file(): raise InputError(path, 'no such file')
     slices = pd.read_csv(path)
+    if lacking := [c for c in ('image_id', 'status', *SUBTYPES) if c not in slices]: raise InputError(path, f'not the slices.csv of ich predict: it has no column {lacking[0]}')
+    if missing is not None and not 0 <= missing <= 1: raise InputError(sample, f'--missing {missing} is not a probability')
     write_submission(slices[slices.status.eq('ok')].set_index('image_id')[SUBTYPES], out, sample=sample, missing=missing)
     typer.echo(f'submission: {out}')
 
@@ -204,11 +206,12 @@ def evaluate(
     subset:bool=False # Allow truth without predictions
 ):
     "Judge predictions by the truth and write a report"
-    from rsna_ich.evaluation import evaluate as judge, write_report
+    from rsna_ich.evaluation import cautions, evaluate as judge, in_words, write_report
     for path in (predictions, truth):
         if not path.is_file(): raise InputError(path, 'no such file')
     found = judge(predictions, truth, subset=subset)
     typer.echo(found.table().to_string())
+    for sentence in in_words(found) + cautions(found): typer.echo(sentence)
     typer.echo(f'report: {write_report(out/"report.html", found, title=f"Evaluation of {predictions.name}")}')
     return _left_out(found.left_out[['image_id', 'reason']].itertuples(index=False))
 

@@ -41,7 +41,7 @@ def model_input(
     if x.shape[-1] != size: x = F.interpolate(x, size=(size, size), mode='bilinear', align_corners=False, antialias=True)
     return WINDOWINGS[windowing](x).flatten(1, 2)
 
-# %% ../nbs/14_inference.ipynb #0c95a865
+# %% ../nbs/14_inference.ipynb #ec20e95f
 class Predictor:
     "A loaded bundle: `predict` for folders, `predict_study` and `predict_hu` for arrays"
     def __init__(self,
@@ -58,7 +58,9 @@ class Predictor:
     def __repr__(self): return f'Predictor({self.config["name"]}, {self.config["backbone"]}, {self.config["size"]} px)'
 
     @property
-    def about(self): return f'Model {self.config["name"]!r}, trained on {self.config["trained_on"]}. {DISCLAIMER}'
+    def about(self):
+        points = [f'{self.config["threshold"]:.3f}'] + ([f'{self.config["second_stage"]["threshold"]:.3f} in series that go through the second stage'] if self.sequence is not None else [])
+        return f'Model {self.config["name"]!r}, trained on {self.config["trained_on"]}. Positive: any is at least {", or ".join(points)}; a study is positive if one of its slices is. {DISCLAIMER}'
 
 # %% ../nbs/14_inference.ipynb #c6f3122c
 def _logits(self, hu):
@@ -136,12 +138,12 @@ def _row(row, p, suffix, positive, status):
 
 Predictor._predict_series = _predict_series
 
-# %% ../nbs/14_inference.ipynb #4d599d5e
+# %% ../nbs/14_inference.ipynb #e5ffda66
 @dataclass
 class Predictions:
     "What `Predictor.predict` found: one row a slice, one a study, and which files were left out"
     slices:pd.DataFrame # COLUMNS
-    studies:pd.DataFrame # study_id n_slices, six probabilities, positive
+    studies:pd.DataFrame # study_id n_slices, six probabilities, positive, n_left_out
     left_out:pd.DataFrame # path reason
     about:str # Which model, and what it is not
     seconds:float # From the first file to the last probability
@@ -160,7 +162,15 @@ class Predictions:
         with atomic_path(out/'about.txt') as p: p.write_text(self.about + '\n')
         return out
 
-# %% ../nbs/14_inference.ipynb #f3326171
+# %% ../nbs/14_inference.ipynb #2d1e11d8
+def _count_left_out(studies, bad):
+    "`studies` with a column `n_left_out`, and with rows for studies that have nothing else"
+    lost = bad.groupby('study_id').size()
+    gone = pd.DataFrame(dict(study_id=lost.index[~lost.index.isin(studies.study_id)], n_slices=0))
+    out = pd.concat([studies, gone], ignore_index=True) if len(gone) else studies
+    return out.assign(n_left_out=out.study_id.map(lost).fillna(0).astype(int))
+
+# %% ../nbs/14_inference.ipynb #b9e6c57d
 def _predict(self,
     folder, # A folder with DICOM files, subfolders included; a zip; or a list of files
     n_jobs:int=2 # Processes that read headers
@@ -178,7 +188,7 @@ def _predict(self,
     whole['positive'] = whole.positive.astype('Int64')
     bad = whole[whole.status.ne('ok')]
     studies = study_table(whole) if whole.status.eq('ok').any() else pd.DataFrame(columns=['study_id', 'n_slices', *SUBTYPES, 'positive'])
-    return Predictions(whole[COLUMNS], studies, pd.DataFrame(dict(path=bad.path, reason=bad.status)), self.about, time.perf_counter() - began)
+    return Predictions(whole[COLUMNS], _count_left_out(studies, bad), pd.DataFrame(dict(path=bad.path, reason=bad.status)), self.about, time.perf_counter() - began)
 
 Predictor.predict = _predict
 

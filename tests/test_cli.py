@@ -109,7 +109,7 @@ def test_predict_needs_no_network(tmp_path):
 def test_could_not_start(tmp_path):
     for args in [('predict', tmp_path/'nowhere'), ('predict', tmp_path), ('check', tmp_path/'nowhere'), ('train', tmp_path), ('evaluate', 'a.csv', 'b.csv'),
                  ('train', tmp_path, '--recipe', 'best'), ('predict', tmp_path, '--model', tmp_path)]:
-        done = ich(*args)
+        done = ich(*args, cwd=tmp_path)
         assert done.returncode == 2, (args, done.stdout, done.stderr)
         assert 'Traceback' not in done.stderr and done.stderr.strip()
 

@@ -55,10 +55,10 @@ class Recipe:
     def epochs(self): return sum(s.epochs for s in self.stages)
     def to_dict(self): return asdict(self)
 
-# %% ../nbs/11_recipes.ipynb #749aaec8
+# %% ../nbs/11_recipes.ipynb #f9f968ba
 RECIPES = {r.name: r for r in [
     Recipe('quick', (Stage(48, 1), Stage(64, 1), Stage(80, 1)), source='for tests', store_size=96),
-    Recipe('ours-cpu', (Stage(80, 8, lr=4e-3), Stage(112, 12, lr=3e-3), Stage(144, 6, lr=1.5e-3)), source='this project', store_size=160, sample='balanced', smoothing=.01),
+    Recipe('ours-cpu', (Stage(80, 6, lr=4e-3), Stage(112, 8, lr=3e-3), Stage(144, 4, lr=1.5e-3)), source='this project', store_size=160, sample='balanced', smoothing=.01),
     Recipe('shipped', (Stage(96, 2, lr=4e-3), Stage(112, 1, lr=3e-3), Stage(128, 2, lr=3e-3)), source='this project', store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97),
     Recipe('densenet121-128', (Stage(128, 10, bs=64, lr=2e-5, body_lr=1.),), source='public Kaggle notebooks, DenseNet121 at 128 pixels for 10 epochs', reported=.116, backbone='densenet121',
            windowing='bsb', store_size=128, effects=False, dropout=0., weight_decay=0.),

@@ -8,7 +8,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/anatomy.html.md"""
 __all__ = ['ORIGIN', 'SHAPE', 'CENTRE', 'ATLAS_VERSION', 'PIXEL', 'ROWS', 'COLS', 'sigmoid', 'ARTERIES', 'AIR', 'FAT', 'FLUID',
            'CONFOUNDERS', 'make_atlas', 'cache_dir', 'load_atlas', 'scan_grid', 'sample', 'smooth_noise', 'ellipsoid',
            'capsule', 'paint', 'box_of', 'rotation_matrix', 'Head', 'add_brain', 'tube', 'add_meninges',
-           'add_calcifications', 'add_infarcts', 'add_skull', 'add_skull_base', 'draw_head']
+           'add_calcifications', 'add_infarcts', 'sutures', 'suture_distance', 'add_skull', 'add_skull_base',
+           'add_surgery', 'draw_head']
 
 # %% ../nbs/04a_anatomy.ipynb #510cca8b
 import os
@@ -194,7 +195,7 @@ def box_of(
         inside = here if inside is None else inside & here
     return inside
 
-# %% ../nbs/04a_anatomy.ipynb #16bef54c
+# %% ../nbs/04a_anatomy.ipynb #52559a74
 def rotation_matrix(
     degrees # Angles about x, y, z
 ) -> np.ndarray: # (3, 3)
@@ -219,6 +220,7 @@ class Head:
         self.depth = -self.table
         self.normal = sample(self.atlas['normal'], self.skull_q).permute(1, 2, 3, 0)
         self.q = self.q + self._warp(28, .5, 1.8) + self._warp(14, 0, .6)
+        self.age = self.uniform(0, 1)
         self.push = torch.zeros_like(self.q)
         self.hu = torch.full_like(self.depth, -1000.)
 
@@ -240,46 +242,45 @@ class Head:
     @property
     def mirrored(self): return self.q*torch.where(self.q[..., :1] < 0, _vec([-1, 1, 1]), _vec([1, 1, 1]))
 
-# %% ../nbs/04a_anatomy.ipynb #4155d2b7
+# %% ../nbs/04a_anatomy.ipynb #5bd277d5
 def _shrink(head:Head):
     "Where each point of a brain of this age came from: smaller brain, larger ventricles"
     centre = _vec((0, -15, 12))
-    shrink = head.uniform(-.035, .02) + (head.uniform(0, .05) if head.chance(.45) else 0)
+    shrink = head.uniform(-.035, .02) + head.uniform(.2, 1)*.06*head.age**2
     q = centre + (head.q + head.push - centre)*(1 + shrink)
     near = ellipsoid(q, (0, -12, 16), (24, 38, 20)).square()
-    widen = head.uniform(-.1, .12) + (head.uniform(0, .4) if head.chance(.5) else 0)
+    widen = head.uniform(-.1, .12) + head.uniform(.2, 1)*.65*head.age**1.5
     return centre + (q - centre)*(1 - widen*torch.exp(-near/2))[..., None]
 
-def _sulci(head:Head, q, wide):
+def _sulci(head:Head, q):
     "Individual sulci, 0 to 1: sheets where a random field is zero, fading within 12 to 26 mm of the skull"
     x,_,z = head.xyz
     reach,length = head.uniform(12, 26),head.uniform(7, 11)
-    width = head.uniform(.2, 1.6) + (head.uniform(0, 1.2) if wide else 0)
+    width = head.uniform(.2, 1.6) + head.uniform(0, 1.8)*head.age
     sheet = sigmoid((width*(1 - head.depth/reach) - head.noise(length, q).abs()*length*.6)/.35)
     return sheet*(head.depth > 0)*(head.depth < reach)*(x.abs() > 2)*sigmoid((z+25)/6)*(head.around < .1)
 
-# %% ../nbs/04a_anatomy.ipynb #57cb5428
+# %% ../nbs/04a_anatomy.ipynb #f0207191
 def add_brain(
     head:Head # Changed: `hu`, and the fractions `tissue`, `ventricle`, `sulci`, `cisterns`
 ):
     "Grey and white matter, ventricles, cisterns and sulci"
     q = _shrink(head)
     tissue,white,head.ventricle = sample(head.atlas['tissue'], q)
-    old = head.chance(.6)
-    head.threshold = head.uniform(.42, .66) + (head.uniform(0, .3) if old else 0) + head.noise(40)*.05
+    head.threshold = head.uniform(.42, .66) + head.uniform(0, .36)*head.age + head.noise(40)*.05
     head.softness = head.uniform(.05, .11)
     head.map = tissue
     brain = sigmoid((tissue - head.threshold)/head.softness)*sigmoid((head.depth - .4)/.4)
-    head.sulci = _sulci(head, q, old)
+    head.sulci = _sulci(head, q)
     head.tissue = brain*(1 - .9*head.sulci)
     fluid,grey = head.uniform(1, 10),head.uniform(34, 41)
     matter = grey - head.uniform(5, 11)*sigmoid((white - .5)/head.uniform(.12, .25))
-    if head.chance(.5): matter = matter - head.uniform(0, 7)*head.around*white
+    matter = matter - head.uniform(0, 12)*head.age**2*head.around*white
     matter = matter + head.noise(14)*head.uniform(.2, 1) + head.noise(5)*head.uniform(0, .8)
     head.hu = paint(matter, 1 - head.tissue, fluid)
     head.cisterns = (1 - head.tissue)*(head.depth > 0)*(1 - head.ventricle.clamp(0, 1))
 
-# %% ../nbs/04a_anatomy.ipynb #7102fa6c
+# %% ../nbs/04a_anatomy.ipynb #291f1d55
 def tube(
     head:Head, # Changed: `hu`
     start, # mm, on the right; the left side gets its mirror image
@@ -287,23 +288,24 @@ def tube(
     radius:float, # mm
     soft:float, # mm over which the edge fades
     hu:float, # Of what flows in it
-    deepest:float=np.inf # mm below the skull down to which it is drawn
+    deepest:float=np.inf, # mm below the skull down to which it is drawn
+    side:int=0 # 1 for the right one alone, -1 for the left, 0 for both
 ):
-    "A vessel on both sides"
+    "A vessel on one side or both"
     ends = np.array([start, end])
-    near = box_of(head.q, ends.min(0) - radius - 4, ends.max(0) + radius + 4, mirror=True)
+    near = box_of(head.q, ends.min(0) - radius - 4, ends.max(0) + radius + 4, mirror=True) & (head.q[..., 0]*side >= 0)
     q,depth = head.q[near],head.depth[near]
     mask = sigmoid((radius - capsule(torch.stack([q[:, 0].abs(), q[:, 1], q[:, 2]], -1), start, end))/soft)*(depth > 1)*(depth < deepest)
     head.hu[near] = paint(head.hu[near], mask*.9, hu)
 
-# %% ../nbs/04a_anatomy.ipynb #691eff89
+# %% ../nbs/04a_anatomy.ipynb #ce6531bf
 def add_meninges(
     head:Head # Changed: `hu`
 ):
     "Falx, tentorium, venous sinuses and the arteries of the base"
     x,y,z = head.xyz
     ax,depth,inside = x.abs(),head.depth,head.depth > 0
-    dura,vein = head.uniform(42, 62),head.uniform(46, 68)
+    dura,vein = head.uniform(42, 62),head.uniform(46, 68) + 12*head.chance(.05)
     bend = head.noise(60)*.8
     falx = sigmoid((head.uniform(.5, 1.) - (x-bend).abs())/.35)*sigmoid((head.uniform(28, 45) - depth)/3)*(z > -12)*((y > 20) | (z > 18) | (y < -48))
     head.hu = paint(head.hu, falx*inside, dura)
@@ -313,6 +315,7 @@ def add_meninges(
     head.hu = paint(head.hu, tentorium*inside*head.uniform(.3, 1), dura)
     tube(head, (4, -96, -10), (58, -62, -26), head.uniform(2.5, 4), .6, vein, deepest=9)
     for start,end,radius in ARTERIES: tube(head, start, end, radius*head.uniform(.6, 1.2), .4, head.uniform(40, 58))
+    if head.chance(.04): tube(head, *ARTERIES[1], .4, head.uniform(62, 80), side=int(head.rng.choice([-1, 1])))
 
 ARTERIES = [((0, -20, -45), (0, -16, -22), 1.8), ((6, 2, -22), (34, 4, -16), 1.2), ((0, 12, -16), (0, 30, 5), 1.1), ((8, -14, -20), (20, -35, -12), 1.)] # mm: basilar, middle, anterior, posterior cerebral
 
@@ -352,7 +355,26 @@ def add_infarcts(
         mask = sigmoid((1 - ellipsoid(head.q, centre, np.ones(3)*radius) - head.noise(radius*.7+4)*.2)*radius/head.uniform(1, 5))
         head.hu = paint(head.hu, mask*head.tissue, head.uniform(12, 27))
 
-# %% ../nbs/04a_anatomy.ipynb #90864bf7
+# %% ../nbs/04a_anatomy.ipynb #f27540fa
+def sutures(
+    q # Points in mm, (..., 3)
+) -> tuple: # mm, (...) each: in front of the coronal suture, right of the sagittal, in front of the lambdoid
+    "Signed distances to the sheets in which the great sutures of the skull lie"
+    x,y,z = q.unbind(-1)
+    return y - 10 - .08*(60-z),x,y + 85 - .35*x.abs()
+
+def suture_distance(
+    q, # Points in mm, (..., 3)
+    wiggle=0. # mm by which the lines meander
+) -> torch.Tensor: # mm, (...)
+    "Distance to the nearest suture"
+    _,y,z = q.unbind(-1)
+    coronal,sagittal,lambdoid = (d + wiggle for d in sutures(q))
+    far = torch.full_like(y, 99.)
+    lines = coronal,torch.where((y < 12) & (y > -85) & (z > 30), sagittal, far),torch.where((z < 62) & (z > -35), lambdoid, far)
+    return torch.stack([d.abs() for d in lines]).amin(0)
+
+# %% ../nbs/04a_anatomy.ipynb #89153c48
 def add_skull(
     head:Head # Changed: `hu` outside the inner table, `outside` (mm outside the skull), `skin` (mm outside the skin)
 ):
@@ -363,7 +385,7 @@ def add_skull(
     thickness = thickness*(1 - .5*sigmoid((ax-60)/3)*sigmoid((12-z)/6)*sigmoid((y+50)/5))
     head.outside = head.table - thickness
     diploe = torch.exp(-((head.table/thickness - .5)/.22)**2)*u(.2, .7)
-    bone = u(900, 1500)*(1-diploe) + head.noise(4)*60
+    bone = (u(900, 1500)*(1-diploe) + head.noise(4)*60)*(1 - u(.1, .7)*torch.exp(-suture_distance(head.skull_q, head.noise(9)).square()))
     muscle = sigmoid((20-z)/8)*sigmoid((ax-50)/4)*(y < 45)
     scalp = u(2.5, 6) + head.noise(30)*.8 + 3*sigmoid((20-z)/8)*sigmoid((ax-50)/4)
     fat = paint(torch.full_like(x, u(-110, -70)), muscle, 50) + head.noise(4)*12
@@ -413,7 +435,33 @@ def add_skull_base(
         frontal = ellipsoid(q, (u(4, 10), u(77, 79), -10), (u(6, 18), u(3, 5), u(8, 14)))
         _hollow(head, low, frontal, 1.2, 900., AIR, (table > 1) & (head.outside[low] < 1))
 
-# %% ../nbs/04a_anatomy.ipynb #946a4a10
+# %% ../nbs/04a_anatomy.ipynb #c5932ce0
+def _on_skull(head):
+    "A point of the convexity and its side"
+    side = int(head.rng.choice([-1, 1]))
+    direction = np.array([side*head.uniform(20, 60), head.uniform(-60, 60), head.uniform(20, 60)])
+    return np.array(CENTRE) + direction/np.linalg.norm(direction/[68, 88, 68]),side
+
+def add_surgery(
+    head:Head, # Changed: `hu`
+    kind:str|None=None # 'burr hole', 'flap' or 'shunt', certainly; unless given, one patient of twelve gets one of them
+):
+    "What neurosurgeons leave behind"
+    if kind is None:
+        if not head.chance(1/12): return
+        kind = head.rng.choice(['burr hole', 'flap', 'shunt'])
+    point,side = _on_skull(head)
+    inner,outer = (np.array(CENTRE) + (point - CENTRE)*f for f in (.8, 1.25))
+    if kind == 'flap':
+        radius = head.uniform(20, 36)
+        cut = head.uniform(.7, 1.4) - (ellipsoid(head.skull_q, point, np.ones(3)*radius) - 1).abs()*radius
+    else: cut = head.uniform(3, 7) - capsule(head.skull_q, inner, outer)
+    head.hu = paint(head.hu, sigmoid(cut/.4)*(head.hu > 120)*(head.table > -3)*(head.outside < 4), head.uniform(5, 40))
+    if kind == 'shunt':
+        tube_at = capsule(head.q, outer, (side*head.uniform(6, 12), head.uniform(-12, 14), head.uniform(10, 18)))
+        head.hu = paint(head.hu, sigmoid((head.uniform(1., 1.6) - tube_at)/.35), head.uniform(150, 500))
+
+# %% ../nbs/04a_anatomy.ipynb #1207c8e3
 CONFOUNDERS = [add_infarcts, add_meninges, add_calcifications]
 
 def draw_head(
@@ -429,4 +477,5 @@ def draw_head(
         for bleed in bleeds: bleed.fill(head)
         add_skull(head)
         add_skull_base(head)
+        if confounders: add_surgery(head)
     return head

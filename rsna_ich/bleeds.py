@@ -8,11 +8,11 @@ Docs: https://rsna-ich.github.io/rsna_ich/bleeds.html.md"""
 __all__ = ['BLEEDS', 'FIRST', 'ALSO', 'VISIBLE_HU', 'VISIBLE_AREA', 'Bleed', 'Layer', 'Epidural', 'Subdural', 'Intraparenchymal',
            'Intraventricular', 'Subarachnoid', 'plan_bleeds', 'visible_area', 'slice_labels']
 
-# %% ../nbs/04b_bleeds.ipynb #038765c4
+# %% ../nbs/04b_bleeds.ipynb #9743b9fb
 import numpy as np
 import torch
 
-from .anatomy import CENTRE, PIXEL, _vec, ellipsoid, paint, rotation_matrix, sigmoid, smooth_noise
+from .anatomy import CENTRE, PIXEL, _vec, ellipsoid, paint, rotation_matrix, sigmoid, smooth_noise, sutures
 from .labels import SUBTYPES
 
 # %% ../nbs/04b_bleeds.ipynb #6cbd5ae6
@@ -58,7 +58,7 @@ class Layer(Bleed):
         mask = sigmoid((self.mm - head.depth)/.5)*(head.depth > -.5)*sigmoid((self.mm - 1.2)*4)
         self.bleed(head, mask, self.density(head))
 
-# %% ../nbs/04b_bleeds.ipynb #e07adcb7
+# %% ../nbs/04b_bleeds.ipynb #14e40b2b
 class Epidural(Layer):
     "A lens under the skull"
     subtype = 'epidural'
@@ -67,7 +67,13 @@ class Epidural(Layer):
         centre = np.array(CENTRE) + direction/np.linalg.norm(direction/[68, 88, 68])
         radius = self.uniform(18, 42)
         r = ellipsoid(head.q, centre, radius*np.array([1, 1.15, 1])) + .06*self.noise(head, 20)
-        return min(self.uniform(.25, .6)*radius, 30)*(1 - r.square()).clamp(min=0)
+        return min(self.uniform(.25, .6)*radius, 30)*(1 - r.square()).clamp(min=0)*self._bounds(head, centre)
+
+    def _bounds(self, head, centre):
+        "1 on the centre's side of the coronal and lambdoid sutures, 0 beyond"
+        if self.chance(.15): return 1.
+        walls = [sigmoid(here*there.sign()/1.2) for here,there in zip(sutures(head.skull_q), sutures(_vec(centre)))]
+        return walls[0]*walls[2]
 
     def density(self, head):
         texture = self.texture(head)

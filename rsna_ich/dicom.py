@@ -8,14 +8,15 @@ Docs: https://rsna-ich.github.io/rsna_ich/dicom.html.md"""
 __all__ = ['MAX_PIXELS', 'HU_FLOOR', 'QUIRKS', 'SliceError', 'header_reason', 'read_header', 'hu_range', 'needs_12bit_correction',
            'hu_from_dataset', 'read_hu', 'quirks_of']
 
-# %% ../nbs/01_dicom.ipynb #379bedb4
-import io, warnings
+# %% ../nbs/01_dicom.ipynb #983f6e02
+import io, re, warnings
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import IGNORE
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
@@ -82,18 +83,30 @@ def _without_preamble(f, found, **kwargs):
     found.append('no preamble')
     return ds
 
-# %% ../nbs/01_dicom.ipynb #18371652
+# %% ../nbs/01_dicom.ipynb #04cb04d0
 _TAGS = {o: Tag(o) for o in (
     'SOPClassUID', 'Modality', 'ImageType', 'SamplesPerPixel', 'PhotometricInterpretation', 'NumberOfFrames', 'Rows',
     'Columns', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'PixelPaddingValue',
     'PixelPaddingRangeLimit', 'WindowCenter', 'WindowWidth', 'RescaleSlope', 'RescaleIntercept', 'RescaleType', 'LossyImageCompression',
     'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence')}
 
+def _value(ds, tag):
+    "What `ds[tag].value` is, at a tenth of the price for the plain cases: one 16-bit number, one decimal, one word"
+    raw = ds.get_item(tag)
+    if isinstance(raw, RawDataElement) and raw.value:
+        if raw.VR == 'US' and len(raw.value) == 2: return int.from_bytes(raw.value, 'little' if raw.is_little_endian else 'big')
+        if raw.VR == 'DS' and _PLAIN_DECIMAL.fullmatch(raw.value): return float(raw.value)
+        if raw.VR in ('CS', 'UI') and _PLAIN_WORD.fullmatch(raw.value): return raw.value.rstrip(b' \0').decode()
+    return ds[tag].value
+
+_PLAIN_DECIMAL = re.compile(rb' *[+-]?\d{1,9}(\.\d{0,6})? *')
+_PLAIN_WORD = re.compile(rb'[A-Z0-9_.]{1,64}[ \0]?')
+
 def _facts(ds):
     "The attributes that the rules need, of a dataset or (as it is) a dict; warnings about them join `read_warnings`"
     if not isinstance(ds, Dataset): return ds
     found = list(getattr(ds, 'read_warnings', []))
-    with _collected(found): h = {k: ds[tag].value for k,tag in _TAGS.items() if tag in ds}
+    with _collected(found): h = {k: _value(ds, tag) for k,tag in _TAGS.items() if tag in ds}
     ds.read_warnings = found
     if 'SOPClassUID' not in h: h['SOPClassUID'] = getattr(ds, 'file_meta', {}).get('MediaStorageSOPClassUID')
     return h | dict(TransferSyntaxUID=_syntax(ds), pixel_bytes=_pixel_bytes(ds), read_warnings=found)

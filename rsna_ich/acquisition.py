@@ -18,7 +18,7 @@ from scipy import ndimage as ndi
 
 from .anatomy import COLS, PIXEL, ROWS, _vec
 
-# %% ../nbs/04c_acquisition.ipynb #1149bf8c
+# %% ../nbs/04c_acquisition.ipynb #b6a048d5
 @dataclass
 class Protocol:
     "How one series is acquired; lengths in mm, angles in degrees, `noise` in HU"
@@ -31,9 +31,11 @@ class Protocol:
     sharpen:float=0. # 0 for a soft kernel, above 1 for a bone kernel
     rim:float=4. # HU added to brain that touches bone
     rim_depth:float=8. # how far that reaches
-    halo:float=.04 # share of bone's HU that is spread round it
-    halo_reach:float=2.5 # sigma of that spread
-    lift:float=.05 # share of bone's HU that is spread widely
+    halo:float=.08 # share of bone's HU that is spread closely round it
+    halo_reach:float=1.8 # sigma of that spread
+    glow:float=.03 # share of bone's HU that is spread farther
+    glow_reach:float=5. # sigma of that spread
+    lift:float=.02 # share of bone's HU that is spread widely
     lift_reach:float=18. # sigma of that spread
     motion:float=0. # blur along one direction
     streaks:float=0. # HU, of fan-shaped streaks
@@ -49,7 +51,7 @@ def draw_protocol(
     return Protocol(thickness=thickness, spacing=max(thickness, u(4, 6)), tilt=0. if chance(.08) else float(np.clip(rng.normal(16.7, 7.5), -18, 30)),
                     pixel=float(np.clip(rng.normal(.488, .012), .42, .56)), noise=float(np.exp(u(np.log(1.8), np.log(7)))), grain=u(.6, 1.4),
                     sharpen=u(.3, 1.2) if chance(.25) else 0., rim=u(0, 8), rim_depth=u(3, 14),
-                    halo=u(0, .08), halo_reach=u(1.5, 4), lift=u(0, .11), lift_reach=u(12, 26), motion=u(1, 4) if chance(.08) else 0.,
+                    halo=u(.01, .19), halo_reach=u(1.4, 2.4), glow=u(0, .07), glow_reach=u(3.5, 7), lift=u(0, .05), lift_reach=u(12, 26), motion=u(1, 4) if chance(.08) else 0.,
                     streaks=u(2, 12) if chance(.12) else 0., headrest=chance(.75), circle=chance(.4))
 
 # %% ../nbs/04c_acquisition.ipynb #1eba0bf8
@@ -71,18 +73,18 @@ def brighten_rim(
     beside = np.stack([ndi.distance_transform_edt(s) for s in (hu < 250).numpy()])*PIXEL
     return hu + soft*rim*torch.exp(-torch.from_numpy(beside.astype('float32'))/depth)
 
-# %% ../nbs/04c_acquisition.ipynb #660d5e5a
+# %% ../nbs/04c_acquisition.ipynb #865e61f7
 def spread_bone(
     hu, # HU, (slices, rows, cols) on the coarse grid
-    protocol # `halo`, `halo_reach`, `lift`, `lift_reach`
+    protocol # `halo`, `glow` and `lift` with their reaches
 ) -> torch.Tensor:
-    "Bone shines: some per cent of its HU in its near and wide surroundings"
+    "Bone shines: some per cent of its HU in its near, farther and wide surroundings"
     bone = (hu - 100).clamp(0, 1500).numpy()
-    near = ndi.gaussian_filter(bone, (0, protocol.halo_reach/PIXEL, protocol.halo_reach/PIXEL), truncate=3)
-    small = ndi.zoom(bone, (1, .25, .25), order=1)
-    wide = ndi.gaussian_filter(small, (0, protocol.lift_reach/PIXEL/4, protocol.lift_reach/PIXEL/4), truncate=3)
-    wide = F.interpolate(torch.from_numpy(wide)[:, None], size=hu.shape[1:], mode='bilinear', align_corners=False)[:, 0]
-    return torch.where(hu > -300, hu + protocol.halo*torch.from_numpy(near) + protocol.lift*wide, hu)
+    blur = lambda x, reach, step=1: ndi.gaussian_filter(x, (0, reach/PIXEL/step, reach/PIXEL/step), truncate=3)
+    wide = torch.from_numpy(blur(ndi.zoom(bone, (1, .25, .25), order=1), protocol.lift_reach, 4))[:, None]
+    wide = F.interpolate(wide, size=hu.shape[1:], mode='bilinear', align_corners=False)[:, 0]
+    near = torch.from_numpy(protocol.halo*blur(bone, protocol.halo_reach) + protocol.glow*blur(bone, protocol.glow_reach))
+    return torch.where(hu > -300, hu + near + protocol.lift*wide, hu)
 
 # %% ../nbs/04c_acquisition.ipynb #e50713b1
 def _streaks(hu, strength, rng):

@@ -7,9 +7,10 @@ Docs: https://rsna-ich.github.io/rsna_ich/store.html.md"""
 # %% auto #0
 __all__ = ['BRAIN_LIMITS', 'BOX_PIXELS', 'BOX_SLICES', 'OPENING', 'CODE_HU', 'CODE_AT', 'BOX_COLUMNS', 'ENCODINGS', 'HEADER',
            'PIECE', 'PORTION', 'CROP_RULE', 'Box', 'whole_box', 'head_box', 'crop_resize', 'prepare', 'box_to_pixels',
-           'pixels_to_box', 'uncrop', 'encode', 'decode', 'read_series', 'Store', 'build_store', 'export_png']
+           'pixels_to_box', 'uncrop', 'encode', 'decode', 'read_series', 'Store', 'build_store', 'export_png',
+           'png_folder']
 
-# %% ../nbs/06_store.ipynb #3fd73827
+# %% ../nbs/06_store.ipynb #bab07351
 import errno, hashlib, json, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
-from joblib import Parallel, delayed
 
 from . import __version__
 from .core import InputError, atomic_path, progress
@@ -413,7 +413,7 @@ def _tasks(
         tasks += [(o[i:i+PIECE], some) for i in range(0, len(o), PIECE) if len(o)]
     return tasks
 
-# %% ../nbs/06_store.ipynb #6b4296f9
+# %% ../nbs/06_store.ipynb #e4ceb140
 def _take(tasks, portion):
     "The next tasks, of about `portion` slices together"
     out,n = [],0
@@ -424,6 +424,7 @@ def _take(tasks, portion):
 
 def _results(work, tasks, n_jobs, portion):
     "Yield `work(*task)` of each task, in order, from `n_jobs` processes, with about `portion` slices under way at most"
+    from joblib import Parallel, delayed
     tasks = iter(tasks)
     with Parallel(n_jobs=n_jobs, return_as='generator') as parallel:
         while some := _take(tasks, portion): yield from parallel(delayed(work)(*o) for o in some)
@@ -510,7 +511,18 @@ def _as_image(
     channels = np.rint(window_channels(hu, windows)*255).astype(np.uint8)
     return Image.fromarray(channels[0] if len(channels) == 1 else channels.transpose(1, 2, 0))
 
-# %% ../nbs/06_store.ipynb #19dfc027
+# %% ../nbs/06_store.ipynb #51b50ab4
+def _begin_pictures(
+    dest, # The folder
+    made:dict # How the pictures are to be made
+):
+    "Make the folder, and remove pictures in it that were made otherwise"
+    dest.mkdir(parents=True, exist_ok=True)
+    note,text = dest/'png.json',json.dumps(made)
+    if note.exists() and note.read_text() == text: return
+    for o in [*dest.glob('*.png'), *(dest/o for o in ('slices.csv', 'left_out.csv', 'building.jsonl'))]: o.unlink(missing_ok=True)
+    with atomic_path(note) as p: p.write_text(text)
+
 def export_png(
     store:Store, # What to write, at its own size
     dest, # Folder of the pictures, `image_id.png` each
@@ -519,19 +531,63 @@ def export_png(
     n_jobs:int=2 # Threads
 ) -> Path: # `dest`, in which `slices.csv` names each picture's patient, series and box
     "Write the slices of a store as PNG files"
+    from joblib import Parallel, delayed
     if bits not in (8, 16) or len(windows) not in (1, 3): raise ValueError(f'8 or 16 bits and 1 or 3 windows, not {bits} and {len(windows)}')
     dest = Path(dest)
-    made = dict(bits=bits, windows=[tuple(o) for o in windows] if bits == 8 else None, store=store.config)
+    def save(i, name):
+        if (dest/f'{name}.png').exists(): return
+        with atomic_path(dest/f'{name}.png') as p: _as_image(store[i], bits, windows).save(p)
     with _full_disk_said(dest):
-        dest.mkdir(parents=True, exist_ok=True)
-        note = dest/'png.json'
-        if not note.exists() or json.loads(note.read_text()) != json.loads(json.dumps(made)):
-            for o in dest.glob('*.png'): o.unlink()
-            with atomic_path(note) as p: p.write_text(json.dumps(made))
+        _begin_pictures(dest, dict(bits=bits, windows=[tuple(o) for o in windows] if bits == 8 else None, store=store.config))
         with atomic_path(dest/'slices.csv') as p: store.slices.to_csv(p, index=False)
-        def save(i, name):
-            if (dest/f'{name}.png').exists(): return
-            with atomic_path(dest/f'{name}.png') as p: _as_image(store[i], bits, windows).save(p)
         todo = progress(store.slices.image_id, desc='png', unit='slice')
         Parallel(n_jobs=n_jobs, prefer='threads')(delayed(save)(i, name) for i,name in enumerate(todo))
+    return dest
+
+# %% ../nbs/06_store.ipynb #2d057b12
+def _series_pictures(rows, sample, read, size, crop, dest, bits, windows):
+    "One task: a series' slices as PNG files, and what `_prepare_series` says of them, without the HU"
+    entry = _prepare_series(rows, sample, read, size, 'int16', crop)
+    for hu,(row,frame,*_) in zip(entry.pop('hu'), entry['rows']):
+        name = f'{rows.image_id[row]}#{frame}' if frame else rows.image_id[row]
+        with atomic_path(dest/f'{name}.png') as p: _as_image(hu, bits, windows).save(p)
+    return entry
+
+def _run_pictures(table, dest, size, crop, n_jobs, *options):
+    "The tasks that the journal does not have, then the tables"
+    journal,tasks = dest/'building.jsonl',_tasks(table)
+    lines = journal.read_bytes().split(b'\n')[:-1] if journal.exists() else []
+    entries = [json.loads(o) for o in lines]
+    if journal.exists(): os.truncate(journal, sum(len(o) + 1 for o in lines))
+    todo = ((table.loc[rows], None if some is None else table.loc[some], *options) for rows,some in tasks[len(entries):])
+    done,total = (sum(len(o[0]) for o in part) for part in (tasks[:len(entries)], tasks))
+    with open(journal, 'ab', buffering=0) as f, progress(total=total, initial=done, desc='png', unit='slice') as bar:
+        for entry in _results(_series_pictures, todo, n_jobs, PORTION//(size**2*2) + 1):
+            f.write(json.dumps(entry).encode() + b'\n')
+            entries.append(entry)
+            bar.update(len(entry['rows']) + len(entry['failed']))
+    for name,o in zip(('left_out', 'slices'), _result_tables(table, entries)[::-1]):
+        with atomic_path(dest/f'{name}.csv') as p: o.to_csv(p, index=False)
+    journal.unlink()
+
+# %% ../nbs/06_store.ipynb #088f8840
+def png_folder(
+    table, # The slices table
+    dest, # Folder of the pictures, `image_id.png` each
+    size:int=512, # Pixels a side
+    bits:int=8, # 8: `windows` as channels; 16: HU + 1024, grey
+    windows=(BRAIN, SUBDURAL, SOFT), # One (grey) or three (red, green, blue)
+    crop:bool=False, # Crop to the head? Otherwise the whole picture
+    n_jobs:int=2, # Processes
+    read=read_series # Rows of a series to a list of arrays or errors
+) -> Path: # `dest`, with `slices.csv` and, for what cannot be used, `left_out.csv`
+    "Write the slices of `table` as PNG files, the form that public notebooks share"
+    if bits not in (8, 16) or len(windows) not in (1, 3): raise ValueError(f'8 or 16 bits and 1 or 3 windows, not {bits} and {len(windows)}')
+    dest,table = Path(dest),_normalised(table)
+    made = dict(bits=bits, windows=[tuple(o) for o in windows] if bits == 8 else None, size=int(size), crop=bool(crop), rule=CROP_RULE, table=_fingerprint(table))
+    with _full_disk_said(dest):
+        dest.mkdir(parents=True, exist_ok=True)
+        with _only_builder(dest):
+            _begin_pictures(dest, made)
+            if not (dest/'slices.csv').exists(): _run_pictures(table, dest, size, crop, n_jobs, read, size, crop, dest, bits, windows)
     return dest

@@ -93,7 +93,7 @@ def test_killed_and_started_again(start, tmp_path, whole, n_jobs, moments):
 
 def test_two_builders(start, tmp_path, whole):
     dest = tmp_path/'two'
-    first = start(dest, wait=.3)
+    first = start(dest, wait=2.)
     until(lambda: finished(dest) >= 1, first)
     status,_,err = ends(start(dest))
     assert status == 1 and err.endswith('another process is building this store')

@@ -7,29 +7,31 @@ Docs: https://rsna-ich.github.io/rsna_ich/evaluation.html.md"""
 # %% auto #0
 __all__ = ['FEW_PATIENTS', 'PREVALENCES', 'TRAITS', 'MAX_LISTED', 'plot_auc', 'plot_roc', 'plot_precision', 'plot_reliability',
            'plot_spread', 'plot_curves', 'in_words', 'cautions', 'write_report', 'Evaluation', 'by', 'evaluate',
-           'judge', 'pick_slices', 'join_truth', 'made_up', 'read_cq500', 'study_table', 'KINDS']
+           'judge', 'operating_points', 'pick_slices', 'read_prior', 'recalibrated', 'join_truth', 'made_up',
+           'read_cq500', 'read_studies', 'study_table', 'KINDS']
 
-# %% ../nbs/15_evaluation.ipynb #36b8965c
+# %% ../nbs/15_evaluation.ipynb #333e1ff2
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .judging import KINDS, Evaluation, by, evaluate, judge, pick_slices
+from .judging import (KINDS, Evaluation, by, evaluate, judge, operating_points, pick_slices, read_prior,
+                              recalibrated)
 from .metrics import auc, confusion, predictive_values, reliability, sensitivity_specificity
 from .labels import SUBTYPES
 from .page import (CHART_STYLE, COLOURS, chart, figure, grid, html_table, interval, number, page, paragraph,
                            picture, section, tile,
                            write_page)
-from .truth import TRUTH, join_truth, made_up, read_cq500, study_table
+from .truth import TRUTH, join_truth, made_up, read_cq500, read_studies, study_table
 from .windowing import BRAIN, apply_window
 
-# %% ../nbs/15_evaluation.ipynb #89d50847
-_all_ = ['Evaluation', 'by', 'evaluate', 'judge', 'pick_slices', 'join_truth', 'made_up', 'read_cq500', 'study_table',
-         'KINDS']
+# %% ../nbs/15_evaluation.ipynb #055ed2c9
+_all_ = ['Evaluation', 'by', 'evaluate', 'judge', 'operating_points', 'pick_slices', 'read_prior', 'recalibrated',
+         'join_truth', 'made_up', 'read_cq500', 'read_studies', 'study_table', 'KINDS']
 
-# %% ../nbs/15_evaluation.ipynb #f7d7343d
+# %% ../nbs/15_evaluation.ipynb #ec9e40c0
 _MANY = dict(slice='slices', study='studies')
 _MODEL,_TRUTH,_OTHER = (COLOURS[o][0] for o in ('model', 'truth', 'other'))
 
@@ -44,7 +46,7 @@ def plot_auc(
         else: ax.plot(t.auc, at, 'D', color=_TRUTH, markersize=4, label=_MANY[level])
         ax.hlines(at, t.auc_low, t.auc_high, color=_TRUTH if k else _MODEL, lw=1.5)
         if k == 0:
-            for o in np.flatnonzero(t.auc.isna()): ax.text(.505, o, 'one class only', va='center', color=_OTHER)
+            for o in np.flatnonzero(t.auc.isna()): ax.text(.505, o, 'cannot be told', va='center', color=_OTHER)
     low = np.nanmin([.48, *(np.nanmin([.5, *t.auc_low, *t.auc]) - .02 for t in evaluation.subtypes.values())])
     ax.axvline(.5, color=_OTHER, lw=1)
     ax.set(yticks=range(len(SUBTYPES)), yticklabels=SUBTYPES, xlim=(low, 1.01), xlabel='AUC, with 95% interval',
@@ -52,7 +54,7 @@ def plot_auc(
     ax.invert_yaxis()
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.17), ncol=2)
 
-# %% ../nbs/15_evaluation.ipynb #75f6cec9
+# %% ../nbs/15_evaluation.ipynb #18dfd606
 def _of_any(evaluation):
     "Name, truth, probability, line style and operating point of `any`, where a level has both classes"
     for (level,rows),style in zip(evaluation.levels.items(), ('-', '--')):
@@ -78,33 +80,38 @@ def plot_roc(
 
 def plot_precision(
     evaluation, # An `Evaluation`
-    ax # matplotlib axes
+    ax, # matplotlib axes
+    prevalence:dict|None=None # Level ('slice', 'study') to the share with blood where the detector would be used; None: as judged
 ):
-    "Precision and recall of `any` at the prevalence of what is judged"
-    from sklearn.metrics import precision_recall_curve
+    "Precision and recall of `any` at the prevalence of what is judged, or at another"
+    from sklearn.metrics import average_precision_score, precision_recall_curve
     for level,y,p,style,_ in _of_any(evaluation):
-        precision,recall,_ = precision_recall_curve(y, p)
-        ax.plot(recall[:-1], precision[:-1], style, color=_MODEL, label=_MANY[level])
-        ax.axhline(y.mean(), ls=style, lw=1, color=_OTHER)
-        ax.text(.01, y.mean() + .01, f'{y.mean():.0%} of {_MANY[level]} have blood', fontsize=8, color=_OTHER)
+        share = (prevalence or {}).get(level, y.mean())
+        weights = np.where(y == 1, share/y.mean(), (1-share)/(1-y.mean()))
+        precision,recall,_ = precision_recall_curve(y, p, sample_weight=weights)
+        mean = average_precision_score(y, p, sample_weight=weights)
+        ax.plot(recall[:-1], precision[:-1], style, color=_MODEL, label=f'{_MANY[level]}, mean precision {mean:.2f}')
+        ax.axhline(share, ls=style, lw=1, color=_OTHER)
+        ax.text(.01, share + .01, f'{share:.0%} of {_MANY[level]} have blood', fontsize=8, color=_OTHER)
     ax.set(xlabel='Recall: blood found', ylabel='Precision: alarms that are right',
            title='Any blood: precision and recall', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
-    ax.legend(loc='best')
+    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.17), ncol=2, fontsize='small')
 
-# %% ../nbs/15_evaluation.ipynb #c0cb5991
+# %% ../nbs/15_evaluation.ipynb #762f74b2
 def plot_reliability(
     evaluation, # An `Evaluation`
     ax # matplotlib axes
 ):
-    "What was said against what was there, for `any`; a dot's area grows with its number of rows"
+    "What was said against what was there, for `any`; a dot's area grows with its share of the rows"
     ax.plot([0, 1], [0, 1], ':', color=_OTHER, lw=1)
-    level,rows = next(iter(evaluation.levels.items()))
-    table = reliability(rows.true_any, rows['any'])
-    ax.plot(table.predicted, table.observed, '-', color=_MODEL, lw=1)
-    ax.scatter(table.predicted, table.observed, s=12 + 250*table.n/table.n.sum(), color=_MODEL, alpha=.7, linewidths=0)
-    ax.set(xlabel='Mean probability of any', ylabel=f'Share of {_MANY[level]} with blood', xlim=(-.04, 1.04),
-           ylim=(-.04, 1.04),
-           title=f"Calibration, error {evaluation.subtypes[level].ece['any']:.3f}")
+    for (level,rows),style,colour,marker in zip(evaluation.levels.items(), ('-', '--'), (_MODEL, _TRUTH), 'oD'):
+        table = reliability(rows.true_any, rows['any'], 10 if len(rows) >= 200 else 5)
+        ece = evaluation.subtypes[level].ece['any']
+        ax.plot(table.predicted, table.observed, style, color=colour, lw=1, label=f'{_MANY[level]}, error {ece:.3f}')
+        ax.scatter(table.predicted, table.observed, s=12 + 250*table.n/table.n.sum(), color=colour, alpha=.6, linewidths=0, marker=marker)
+    ax.set(xlabel='Mean probability of any', ylabel='Share with blood', xlim=(-.04, 1.04), ylim=(-.04, 1.04),
+           title='Calibration of any')
+    ax.legend(loc='best')
 
 def plot_spread(
     evaluation, # An `Evaluation`
@@ -172,7 +179,7 @@ def _gallery(evaluation, images, n):
                                    + grid([_card(row, images) for _,row in rows.iterrows()], 230))
     return section('Slices to look at', *parts)
 
-# %% ../nbs/15_evaluation.ipynb #4f903a80
+# %% ../nbs/15_evaluation.ipynb #dfb4f267
 FEW_PATIENTS = 10 # Below so many with a subtype, its figures are anecdotes
 
 def in_words(
@@ -190,31 +197,37 @@ def in_words(
         within = f' (95% interval {ends[0]:.0%} to {ends[1]:.0%})' if np.isfinite(low) else ''
         doubt = ', which could be chance' if low <= 0 <= high else ''
         how = f"{abs(skill):.0%} {'better' if skill >= 0 else 'WORSE'}"
-        said.append(f"Its weighted log loss is {number(m.value['score'])}; a constant answer gets "
+        unknown = '' if len(evaluation.known) == len(SUBTYPES) else f' over {", ".join(evaluation.known)} (the truth says nothing else)'
+        said.append(f"Its weighted log loss is {number(m.value['score'])}{unknown}; a constant answer gets "
                     f"{number(m.value['prior score'])}. That is {how} than not looking at all{within}{doubt}.")
     aucs = {k: o.loc['AUC any'] for k,o in evaluation.measures.items()}
     known = [f'{interval(*o)} by {k}' for k,o in aucs.items() if np.isfinite(o['value'])]
     said.append(f"AUC of any: {', '.join(known)}." if known else 'No AUC: all have blood, or none has.')
-    if any(o['low'] <= .5 for o in aucs.values()): said.append('The interval of the AUC reaches down to chance.')
+    chance = [k for k,o in aucs.items() if o['low'] <= .5 <= o['value']]
+    if chance: said.append(f"By {' and by '.join(chance)}, the interval of this AUC reaches down to chance.")
+    worse = [k for k,o in aucs.items() if o['value'] < .5]
+    if worse: said.append(f"By {' and by '.join(worse)}, this AUC is on the wrong side of chance.")
     return said
 
 def cautions(
     evaluation # An `Evaluation`
 ) -> list: # Sentences
     "What the figures do not carry"
-    t = next(iter(evaluation.subtypes.values()))
+    t = next(iter(evaluation.subtypes.values())).loc[evaluation.known]
     few = [f"{s} ({n})" for s,n in t.patients.items() if n < FEW_PATIENTS]
-    said = [f"Intervals are 95%, from a bootstrap over {evaluation.info['groups']}; "
-            f"the constant prior comes from {evaluation.info['prior']}."]
+    priors = evaluation.info['prior']
+    source = next(iter(priors.values())) if len(set(priors.values())) == 1 else ', '.join(f'by {k} from {o}' for k,o in priors.items())
+    said = [f"Intervals are 95%, from a bootstrap over {evaluation.info['groups']}. "
+            f"The constant answer comes{'' if source.startswith('by ') else ' from'} {source}."]
     if few: said.append(f'Few patients have {", ".join(few)}: take these figures as anecdotes.')
     lost = len(evaluation.left_out)
     if lost: said.append(f'{lost:,} rows could not be judged; they are listed at the end.')
     return said
 
-# %% ../nbs/15_evaluation.ipynb #824f925e
+# %% ../nbs/15_evaluation.ipynb #37df2cc7
 def _subtype_table(evaluation, level):
     "One level's figures as text"
-    t,m = evaluation.subtypes[level],evaluation.measures[level]
+    t,m = evaluation.subtypes[level].loc[evaluation.known],evaluation.measures[level]
     shown = pd.DataFrame({'': t.index, 'with it': t.positive.map('{:,}'.format), 'patients': t.patients,
                           'log loss': t.log_loss.map(number),
                           'constant prior': t.prior_log_loss.map(number),
@@ -248,6 +261,29 @@ def _prevalence_table(evaluation):
                           'an alarm is right': [number(o, 2) for o in ppv],
                           'no alarm is right': [number(o, 2) for o in npv]})
     return f'<h3>What an alarm would mean elsewhere, by {level}</h3>' + html_table(shown)
+
+# %% ../nbs/15_evaluation.ipynb #03e616d8
+def _points_table(evaluation):
+    "What other operating points would do, by study where there are studies"
+    level = list(evaluation.levels)[-1]
+    if evaluation.levels[level].true_any.nunique() < 2: return ''
+    t = operating_points(evaluation, level=level)
+    shown = pd.DataFrame({'any at or above': t.threshold.map('{:g}'.format), 'flagged': t.flagged.map('{:.0%}'.format),
+                          **{f'{o} (95% interval)': [interval(*v) for v in t[[o, f'{o}_low', f'{o}_high']].to_numpy()]
+                             for o in ('sensitivity', 'specificity')},
+                          'an alarm is right': t.ppv.map(lambda o: number(o, 2)), 'no alarm is right': t.npv.map(lambda o: number(o, 2))})
+    return f'<h3>Other operating points, by {level}</h3>' + html_table(shown)
+
+def _calibration(evaluation):
+    "The section on what another calibration would change"
+    level = next(iter(evaluation.levels))
+    try: t = recalibrated(evaluation, level)
+    except ValueError: return ''
+    shown = pd.DataFrame({'': ['as predicted', 'recalibrated on other patients'], 'weighted log loss': t.score.map(number).to_numpy(),
+                          'calibration error of any': t.ece.map(number).to_numpy(), 'temperature': t.temperature.map(lambda o: number(o, 2)).to_numpy()})
+    return section('Calibration', paragraph('What a temperature and six biases would change if they were fitted on patients of this set: each fifth of '
+                                            'the patients is corrected by what was fitted on the other four. A temperature above 1 says that the predictions are too sure.'),
+                   f'<h3>By {level}</h3>' + html_table(shown))
 
 # %% ../nbs/15_evaluation.ipynb #ec8d65f3
 def _charts(evaluation, curves):
@@ -286,9 +322,10 @@ def _extra(title, content):
     return section(title, figure(chart(content, name, title), '') if hasattr(content, 'savefig')
                    else paragraph(str(content)))
 
-# %% ../nbs/15_evaluation.ipynb #19f6ad47
+# %% ../nbs/15_evaluation.ipynb #f0e89b49
 TRAITS = dict(thickness_mm=('slice thickness, mm', [0, 2, 4, np.inf]),
               bleed_ml=('size of the bleed, ml', [0, 1, 5, 20, np.inf]),
+              bleed_mm2=('blood in the slice, mm²', [0, 50, 200, 800, np.inf]),
               manufacturer=('manufacturer', None), scanner=('scanner', None), bits_stored=('bits stored', None))
 
 def _strata(evaluation):
@@ -306,7 +343,7 @@ def _strata(evaluation):
         parts.append(f'<h3>By {escape(name)}</h3>' + html_table(shown))
     return section('Where it is good and where not', *parts)
 
-# %% ../nbs/15_evaluation.ipynb #a90ba867
+# %% ../nbs/15_evaluation.ipynb #05b5a568
 MAX_LISTED = 1000 # Rows of the list of files left out
 
 _HOW_TO_READ = {
@@ -331,7 +368,7 @@ def write_report(
     title:str='Evaluation', # Heading
     curves=None, # stage size epoch train_loss valid_loss, one row an epoch; None: no chart of them
     images=None, # Function of image_id to HU, (h, w); None: no pictures
-    notes=(), # Sentences of the caller's: which model, which data
+    notes=(), # Sentences of the caller's, shown before any figure: which model, which data, what it is not
     extra:dict|None=None, # Heading to DataFrame, matplotlib Figure or text
     left_out=None, # More rows for the list of files left out: image_id (or path) reason
     n_pictures:int=4 # Of each kind
@@ -339,13 +376,14 @@ def write_report(
     "Write what `evaluate` found, to be read by a radiologist and an engineer"
     lost = pd.concat([evaluation.left_out, pd.DataFrame([] if left_out is None else left_out)], ignore_index=True)
     reading = ''.join(f'<p><b>{k}</b>: {escape(v)}</p>' for k,v in _HOW_TO_READ.items())
-    parts = [*(paragraph(o, 'lead') for o in in_words(evaluation)), *(paragraph(o) for o in notes), _tiles(evaluation),
+    notes = [notes] if isinstance(notes, str) else notes
+    parts = [*(paragraph(o, 'warn') for o in notes), *(paragraph(o, 'lead') for o in in_words(evaluation)), _tiles(evaluation),
              *(paragraph(o, 'soft') for o in cautions(evaluation)),
              f'<details><summary>How to read this</summary>{reading}</details>',
              _charts(evaluation, curves),
              section('By subtype', *(_subtype_table(evaluation, o) for o in evaluation.levels)),
              section('At the operating point', paragraph(f"Positive: {evaluation.info['positive']}."),
-                     _operating_table(evaluation), _prevalence_table(evaluation)),
-             _strata(evaluation), _gallery(evaluation, images, n_pictures),
+                     _operating_table(evaluation), _points_table(evaluation), _prevalence_table(evaluation)),
+             _calibration(evaluation), _strata(evaluation), _gallery(evaluation, images, n_pictures),
              *(_extra(*o) for o in (extra or {}).items()), _left_out(lost)]
     return Path(write_page(path, page(title, parts)))

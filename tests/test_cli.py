@@ -151,3 +151,94 @@ def test_phantom_killed_and_continued(tmp_path):
     left = [p for p in (tmp_path/'killed').rglob('*.tmp')]
     for p in left: shutil.rmtree(p)                                # a killed process cannot tidy up
     assert digest(tmp_path/'killed') == digest(tmp_path/'whole')
+
+
+HEAVY = 'torch fastai timm torchvision matplotlib seaborn nilearn sklearn skimage'.split()
+
+
+def small_folder(competition, dest):
+    "The test slices of a simulated competition"
+    return Path(shutil.copytree(competition/'stage_2_test', dest))
+
+
+def test_shipped_bundle_has_its_plans():
+    from rsna_ich.bundle import default_bundle
+    from rsna_ich.onnx_export import has_onnx, load_onnx
+    assert has_onnx(default_bundle()), 'run onnx_export.export_onnx on it'
+    load_onnx(default_bundle())                                    # raises if they were made for other weights
+    assert sum(p.stat().st_size for p in default_bundle().iterdir()) <= 10e6
+
+
+def test_predict_imports_nothing_heavy(competition, tmp_path):
+    code = ('import atexit, sys\n'
+            f'atexit.register(lambda: print("LOADED", *sorted(set(sys.modules) & set({HEAVY!r}))))\n'
+            'from rsna_ich.cli import app\n'
+            'sys.argv = ["ich", "predict", *sys.argv[1:]]\n'
+            'app()')
+    done = subprocess.run([sys.executable, '-c', code, str(competition/'stage_2_test'), '--out', str(tmp_path/'out')], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith('LOADED')
+
+
+def test_predictions_are_not_overwritten_by_a_slip(competition, tmp_path):
+    folder = small_folder(competition, tmp_path/'scans')
+    assert ich('predict', folder, '--out', tmp_path/'out').returncode == 0
+    before = (tmp_path/'out'/'slices.csv').read_bytes()
+    (tmp_path/'out'/'slices.csv').write_bytes(before + b'\n')
+    again = ich('predict', folder, '--out', tmp_path/'out')
+    assert again.returncode == 2 and '--overwrite' in again.stderr
+    assert ich('predict', folder, '--out', tmp_path/'out', '--overwrite').returncode == 0
+    assert (tmp_path/'out'/'slices.csv').read_bytes() == before
+
+
+def test_predict_stopped_and_continued(competition, tmp_path):
+    "Ctrl-C after the first series; the same command then ends in the same files"
+    code = ('import sys\n'
+            'from rsna_ich import inference\n'
+            'whole, calls = inference.Predictor._predict_rows, []\n'
+            'def stop(self, rows):\n'
+            '    calls.append(1)\n'
+            '    if len(calls) > 1: raise KeyboardInterrupt\n'
+            '    return whole(self, rows)\n'
+            'inference.Predictor._predict_rows = stop\n'
+            'from rsna_ich.cli import app\n'
+            'sys.argv = ["ich", "predict", *sys.argv[1:]]\n'
+            'app()')
+    args = [str(competition/'stage_2_test'), '--out', str(tmp_path/'out')]
+    done = subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True)
+    assert done.returncode == 130 and 'goes on from here' in done.stderr, done.stderr
+    journal = tmp_path/'out'/'.unfinished'/'finished.jsonl'
+    assert len(journal.read_text().splitlines()) == 2 and not (tmp_path/'out'/'slices.csv').exists()
+    assert ich('predict', *args).returncode == 0
+    assert ich('predict', args[0], '--out', tmp_path/'whole').returncode == 0
+    for name in ('slices.csv', 'studies.csv', 'submission.csv', 'left_out.csv'):
+        assert (tmp_path/'out'/name).read_bytes() == (tmp_path/'whole'/name).read_bytes(), name
+    assert not (tmp_path/'out'/'.unfinished').exists()
+
+
+def test_untidy_folder(competition, tmp_path):
+    folder = small_folder(competition, tmp_path/'scans')
+    n = len(list(folder.iterdir()))
+    first = sorted(folder.glob('*.dcm'))[0]
+    shutil.copy(first, folder/f'{first.stem} copy.dcm')
+    (folder/'labels.csv').write_text('ID,Label\n')
+    archive = shutil.make_archive(tmp_path/'scans', 'zip', competition/'stage_2_test')
+    shutil.copy(archive, folder/'more.zip')
+    done = ich('predict', folder, '--out', tmp_path/'out')
+    assert done.returncode == 1, done.stderr
+    slices, left = pd.read_csv(tmp_path/'out'/'slices.csv'), pd.read_csv(tmp_path/'out'/'left_out.csv')
+    assert slices.status.eq('ok').sum() == n and not slices.image_id[slices.status.eq('ok')].str.contains('~').any()
+    assert sorted(Path(p).name for p in left.path) == sorted([f'{first.stem} copy.dcm', 'more.zip'])
+    assert 'labels.csv' in done.stdout
+    (tmp_path/'damaged.zip').write_bytes(Path(archive).read_bytes()[:3000])
+    for args in [('predict', tmp_path/'damaged.zip'), ('predict', folder, '--jobs', '-3'), ('predict', folder, '--tta', 'zoom')]:
+        done = ich(*args, '--out', tmp_path/'none')
+        assert done.returncode == 2 and 'Traceback' not in done.stderr, (args, done.stderr)
+        assert not (tmp_path/'none'/'slices.csv').exists()
+
+
+def test_evaluate_takes_the_folder_of_predictions(competition, tmp_path):
+    assert ich('predict', competition/'stage_2_train', '--out', tmp_path/'out').returncode == 1      # the truncated file
+    done = ich('evaluate', tmp_path/'out', competition/'stage_2_train.csv', '--out', tmp_path/'judged')
+    assert done.returncode in (0, 1), done.stderr
+    assert (tmp_path/'judged'/'report.html').exists()

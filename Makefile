@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test docs lab bench bundle readme export hooks clean distclean FORCE
+.PHONY: help env demo test docs lab bench bundle readme export hooks licences dist clean distclean FORCE
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -40,7 +40,7 @@ bench: $(READY) nbs/20_benchmarks.ipynb ## Run the benchmarks notebook and keep 
 	@$(BIN)/nbdev-clean --fname nbs/20_benchmarks.ipynb
 
 bundle: $(READY) ## Train the small model that the package ships, from simulated patients alone
-	@$(BIN)/ich bundle
+	@$(BIN)/ich ship
 
 readme: $(READY) ## README.md from nbs/index.ipynb
 	@$(BIN)/python tools/build_readme.py
@@ -52,6 +52,12 @@ export: $(READY) ## Modules from notebooks, notebooks cleaned, README.md
 
 hooks: $(READY) ## nbdev's git and Jupyter hooks: notebooks are cleaned when saved and merged cell by cell
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev-install-hooks
+
+licences: $(READY) ## The licence of every package that this one needs
+	@$(BIN)/python tools/licences.py
+
+dist: $(READY) ## Wheel and sdist in dist/
+	@$(BIN)/python -m build --no-isolation
 
 clean: ## Remove what was built, but not the environment
 	rm -rf demo build dist _proc _stage _docs .pytest_cache .hypothesis *.egg-info

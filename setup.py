@@ -12,6 +12,7 @@ cfg = config['DEFAULT']
 version = re.search(r'^__version__ = "([^"]+)"', (here/'rsna_ich/__init__.py').read_text(encoding='utf-8'), re.M)[1]
 statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
 pythons = ['3.11', '3.12', '3.13']
+extras = {key.removesuffix('_requirements'): cfg[key].split() for key in cfg if key.endswith('_requirements')}
 
 setup(
     version=version,
@@ -24,7 +25,7 @@ setup(
     packages=find_packages(include=['rsna_ich', 'rsna_ich.*']),
     package_data={'rsna_ich': ['bundles/*/*', 'py.typed']},
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['rsna_ich=rsna_ich._modidx:d']},
     long_description=(here/'README.md').read_text(encoding='utf-8') if (here/'README.md').exists() else cfg['description'],
     long_description_content_type='text/markdown',

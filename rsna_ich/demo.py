@@ -7,14 +7,14 @@ Docs: https://rsna-ich.github.io/rsna_ich/demo.html.md"""
 # %% auto #0
 __all__ = ['predict_test', 'judge_test', 'run_demo']
 
-# %% ../nbs/15b_demo.ipynb #1edcae06
+# %% ../nbs/15b_demo.ipynb #2425f238
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .core import DISCLAIMER, InputError, atomic_path, progress
+from .core import InputError, atomic_path, progress
 from .dicom import read_hu
 from .labels import SUBTYPES, read_labels
 from .metadata import check_folder, find_competition
@@ -37,7 +37,7 @@ def predict_test(
     with atomic_path(note) as p: p.write_text(json.dumps(stamp))
     return out
 
-# %% ../nbs/15b_demo.ipynb #54e04603
+# %% ../nbs/15b_demo.ipynb #3984e5b2
 def judge_test(
     competition, # The simulated competition's folder
     run, # Folder of the training run
@@ -50,17 +50,19 @@ def judge_test(
     table = pd.read_parquet(competition/'phantom.parquet').set_index('image_id')
     slices = pd.read_csv(Path(predictions)/'slices.csv')
     config = json.loads((run/'bundle'/'config.json').read_text())
-    truth = table.loc[table.split.eq('test'), SUBTYPES].assign(thickness_mm=table.thickness_mm, scanner=table.family).reset_index()
+    blood = table[[f'{s}_mm2' for s in SUBTYPES[1:]]].sum(axis=1).where(table['any'].eq(1))
+    truth = table.loc[table.split.eq('test'), SUBTYPES].assign(thickness_mm=table.thickness_mm, scanner=table.family, bleed_mm2=blood).reset_index()
     found = evaluate(slices, truth, groups=table.patient_id, prior=np.array(config['prior']))
     lost = [pd.read_csv(f) for f in (run/'left_out.csv', Path(predictions)/'left_out.csv')]
     lost = pd.concat([o.rename(columns={'path': 'image_id'}).astype(object) for o in lost], ignore_index=True)
     n = table.groupby('split').patient_id.nunique()
-    notes = [f'Simulated patients: {n["train"]} to train on, {n["test"]} others to judge by. Model {config["name"]!r}.', DISCLAIMER]
+    notes = [f'Simulated patients: {n["train"]} to train on, {n["test"]} others to judge by. Model {config["name"]!r}.',
+             'The model judged here was trained in minutes, to show the whole way. It is a toy beside the one that the package ships, whose figures stand in its model card.']
     image = lambda image_id: read_hu(competition/'stage_2_test'/f'{image_id}.dcm')
     write_report(report, found, title='rsna_ich: a simulated competition', curves=pd.read_csv(run/'curves.csv'), images=image, notes=notes, left_out=lost)
     return found
 
-# %% ../nbs/15b_demo.ipynb #baf7b117
+# %% ../nbs/15b_demo.ipynb #cf7dc013
 def run_demo(
     dest='demo', # Where everything goes
     patients:int=90, # Simulated patients, a quarter of them to judge by
@@ -80,8 +82,10 @@ def run_demo(
     quality.save(dest/'quality.md')
     say(f'    {len(quality.slices):,} slices, {len(quality.left_out)} unreadable, {len(quality.shared_patients)} patients in both train and test: {dest/"quality.md"}')
     say(f'3/5 store and training, recipe {getattr(recipe, "name", recipe)!r}')
+    from rsna_ich.onnx_export import export_onnx, has_onnx
     from rsna_ich.training import train
     bundle = train(competition, recipe, dest/'run', n_jobs=n_jobs)
+    if not has_onnx(bundle): export_onnx(bundle)
     say('4/5 prediction of the test patients')
     predictions = predict_test(competition, bundle, dest/'predictions')
     say('5/5 report')

@@ -146,7 +146,7 @@ def _predict_study(self,
 
 Predictor.predict_stream,Predictor.predict_study = _predict_stream,_predict_study
 
-# %% ../nbs/14_inference.ipynb #f8006dcb
+# %% ../nbs/14_inference.ipynb #38e74919
 def _set_copies_aside(table):
     "Among files that share an identifier, those that are byte for byte another one get that as their status"
     names = table.image_id.str.replace(r'~\d+$', '', regex=True)
@@ -170,7 +170,7 @@ def _files(
 ):
     "The slices table, copies left out; raises `InputError`"
     if not isinstance(source, (list, tuple)):
-        if not Path(source).exists(): raise InputError(source, 'no such folder')
+        if not Path(str(source).partition('::')[0]).exists(): raise InputError(source, 'no such folder')
         _check_zip(Path(source))
     return _set_copies_aside(read_slices(source, n_jobs, save=save))
 

@@ -58,13 +58,14 @@ def _open_zip(path, mtime): return zipfile.ZipFile(path)
 
 def _zip(path): return _open_zip(str(path), os.stat(path).st_mtime_ns)
 
-# %% ../nbs/02_metadata.ipynb #8046973c
+# %% ../nbs/02_metadata.ipynb #efc83183
 def list_slices(
-    source # A folder (searched recursively), a zip, a file, or a list of files
+    source # A folder (searched recursively), a zip, `archive.zip::folder` for a folder inside one, a file, or a list of files
 ) -> pd.DataFrame: # `path`, `folder` (relative to the source) and `bytes`, ordered by path
     "The files that may be slices; raises `InputError` where there are none"
     many = isinstance(source, (list, tuple))
     if many: found = [(str(o), os.path.basename(os.path.dirname(str(o))), _size(o)) for o in source]
+    elif '::' in str(source): found = [o for o in _walk_zip(str(source).partition('::')[0]) if o[0].startswith(f'{source}/')] # a folder inside a zip
     elif Path(source).is_dir(): found = list(_walk_folder(source))
     elif zipfile.is_zipfile(source): found = list(_walk_zip(source))
     elif Path(source).is_file(): found = [(str(source), Path(source).parent.name, _size(source))]
@@ -579,7 +580,7 @@ def count_quirks(
     res = each.groupby('quirk').agg(slices=('slices', 'sum'), example=('example', 'first')).assign(series=series)
     return res[['slices', 'series', 'example']].sort_values(['slices'], ascending=False, kind='stable')
 
-# %% ../nbs/02_metadata.ipynb #cafaa586
+# %% ../nbs/02_metadata.ipynb #452a3e2e
 class Competition(NamedTuple):
     "Where the parts of a competition folder are; None for a part that is not there"
     folder:Path # The folder that holds the images' folders
@@ -589,7 +590,7 @@ class Competition(NamedTuple):
     test:Path|None # Folder of test slices
 
 def find_competition(
-    folder # The competition's folder, or the one above it
+    folder # The competition's folder, or the one above it; its slices may still be in the zip that was downloaded
 ) -> Competition: # Paths of its parts
     "Find the CSVs and folders of the competition, stage 2 before stage 1; raises `InputError` where `folder` is none"
     folder = Path(folder)
@@ -599,7 +600,17 @@ def find_competition(
             train,test = (next((p for end in ('', '_images') if (p := d/f'{stage}_{o}{end}').is_dir()), None)
                 for o in ('train', 'test'))
             if train or test: return Competition(d, find_labels(d), find_sample(d), train, test)
+    if found := _in_archive(folder): return found
     raise InputError(folder, 'not a competition folder: no stage_2_train or stage_2_test (nor of stage 1) in it')
+
+def _in_archive(folder):
+    "The competition's parts inside a zip that lies in `folder`, as `archive.zip::folder`, or None"
+    for archive in sorted(o for o in folder.glob('*.zip') if zipfile.is_zipfile(o)):
+        inside = {o.rpartition('/')[0].rpartition('/')[2]: o.rpartition('/')[0] for o in _zip(archive).namelist() if o.endswith('.dcm')}
+        for stage in 'stage_2','stage_1':
+            names = [next((n for end in ('', '_images') if (n := f'{stage}_{part}{end}') in inside), None) for part in ('train', 'test')]
+            train,test = (Path(f'{archive}::{inside[n]}') if n else None for n in names)
+            if train or test: return Competition(folder, find_labels(folder), find_sample(folder), train, test)
 
 # %% ../nbs/02_metadata.ipynb #4b038f9b
 @dataclass(repr=False)

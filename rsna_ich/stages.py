@@ -8,16 +8,18 @@ Docs: https://rsna-ich.github.io/rsna_ich/stages.html.md"""
 __all__ = ['TTA', 'AVERAGES', 'TURN', 'resize_weights', 'resize_hu', 'model_input', 'check_views', 'turned', 'choose_backend',
            'Member']
 
-# %% ../nbs/13b_stages.ipynb #a3e08631
+# %% ../nbs/13b_stages.ipynb #1de78ea7
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from .bundle import read_config
 from .core import InputError
 from .labels import SUBTYPES
 from .metrics import Calibration, sigmoid
+from .neighbours import neighbour_rows
 from .onnx_export import has_onnx, load_onnx
 from .series import MIN_SLICES, model_features
 from .windowing import get_windowing
@@ -147,11 +149,15 @@ class Member:
         "Which of its stages speaks for a series of `n` slices"
         return self.config['second_stage'] if self._series is not None and n >= MIN_SLICES else self.config
 
-# %% ../nbs/13b_stages.ipynb #ee0420f5
-def _look(self, hu, flip=False):
+# %% ../nbs/13b_stages.ipynb #6dd1c79c
+def _around(n, k, z_mm):
+    "Rows of each slice and its `k` neighbours on each side, as training takes them: by position, not across gaps"
+    if not k: return np.arange(n)[:, None]
+    return neighbour_rows(pd.DataFrame(dict(series_id=0, slice_index=np.arange(n), z_mm=np.arange(n, dtype=float) if z_mm is None else np.asarray(z_mm, float))), k)
+
+def _look(self, hu, flip=False, z_mm=None):
     "Logits and embeddings of prepared HU (n, H, W); with `flip` a second pair, of the mirror images"
-    k = self.config['neighbours']
-    at = np.clip(np.arange(len(hu))[:, None] + np.arange(-k, k+1), 0, len(hu)-1)
+    at = _around(len(hu), self.config['neighbours'], z_mm)
     found = []
     for i in range(0, len(hu), self.bs):
         part = hu[at[i:i+self.bs]]
@@ -165,16 +171,17 @@ def _look(self, hu, flip=False):
 
 def _views(self,
     hu, # Prepared int16 HU of one series in order, (n, H, W)
-    tta=('flip',) # Names in `TTA`
+    tta=('flip',), # Names in `TTA`
+    z_mm=None # Position of each slice, mm, (n,), where known
 ) -> list: # Of (logits (n, 6), embeddings (n, width)), one a view
     "What the first stage says to each view of a series"
     check_views(tta)
     shown = [hu] + ([turned(hu, d) for d in (TURN, -TURN)] if 'rotate' in tta else [])
-    return [v for o in shown for v in self._look(o, 'flip' in tta)]
+    return [v for o in shown for v in self._look(o, 'flip' in tta, z_mm)]
 
 Member._look,Member.views = _look,_views
 
-# %% ../nbs/13b_stages.ipynb #310cbb1b
+# %% ../nbs/13b_stages.ipynb #8d4214be
 def _probabilities(self,
     hu, # Prepared int16 HU of one series in order, (n, H, W)
     z_mm=None, # Position of each slice, mm, (n,), where known
@@ -185,7 +192,7 @@ def _probabilities(self,
     "Calibrated probabilities of a prepared series"
     check_views(tta, average)
     if not len(hu): return np.zeros((0, len(SUBTYPES)))
-    views,stage = self.views(hu, tta),self.stage(len(hu))
+    views,stage = self.views(hu, tta, z_mm),self.stage(len(hu))
     if average == 'embedding': views = [tuple(np.mean(o, 0) for o in zip(*views))]
     logits = [np.asarray(o, 'float64') for o,_ in views]
     if stage is not self.config:

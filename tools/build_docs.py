@@ -1,8 +1,9 @@
-"""Build the documentation site into docs/ from the notebooks, without Quarto
+"""Build the documentation site into docs/ (or a folder that is named) from the notebooks, without Quarto
 
 nbdev's own processors turn notebooks into pages (`show_doc` for each export, links from names in backticks, hidden cells left out), and
 smalldocs, which reads nbdev's `_quarto.yml`, turns those into HTML. What is changed in between: no notebook is executed, the pages have the names
 that nbdev gives them, and the result loads nothing from elsewhere, works from the file system and is the same bytes each time."""
+import hashlib
 import html
 import importlib
 import inspect
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -38,12 +40,23 @@ LOADED_INDEX = '''await new Promise((loaded, failed) => {
         document.head.append(script);
       });
       index = window.searchIndex;'''
+PROBLEMS = []  # What stands in the way of docs/; a preview in another folder is built all the same
 MATHS = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 KATEX = re.compile(r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?')
 ELSEWHERE = re.compile(r'<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc="(?:https?:)?//[^"]*"|<link\b[^>]*\shref="(?:https?:)?//[^"]*"')
 
 
 def page_name(path): return Path(nbpath2html(Path(path))).with_suffix(Path(path).suffix).as_posix()
+
+
+def manifest(): # Path in nbs/ to a hash
+    "What the site is made of: each notebook's cells with the outputs that it shows, and the site's configuration"
+    def digest(data): return hashlib.sha256(data).hexdigest()[:16]
+    def cells(path):
+        shown = [(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+        return json.dumps(shown, sort_keys=True).encode()
+    notebooks = {p.relative_to(NBS).as_posix(): digest(cells(p)) for p in sorted(nbglob(NBS, as_path=True))}
+    return notebooks | {name: digest((NBS/name).read_bytes()) for name in ('_quarto.yml', 'sidebar.yml', 'styles.css')}
 
 
 def sidebar(): # What nbs/sidebar.yml says
@@ -66,7 +79,10 @@ class ShowDocs(Processor):
 
     def cell(self, cell):
         if cell.cell_type != 'code' or not re.search(r'^show_doc\(', cell.source, re.M): return
-        shown = eval(cell.source.strip(), dict(self.names))  # `show_doc(name)`, which nbdev put there
+        try: shown = eval(cell.source.strip(), dict(self.names))  # `show_doc(name)`, which nbdev put there
+        except NameError as e:
+            cell.source = ''
+            return PROBLEMS.append(f'{e}: notebook and module are out of step, run `make export` first')
         try: line = f'#L{inspect.getsourcelines(inspect.unwrap(shown.sym))[1]}'
         except (OSError, TypeError): line = ''
         # nbdev 3.3 looks the line up under the wrong name
@@ -184,10 +200,10 @@ def self_contained(
     if loaded: raise SystemExit('These pages load something from elsewhere:\n' + '\n'.join(loaded))
 
 
-def main():
+def main(docs=ROOT/'docs'):
     os.environ['IN_TEST'] = '1'  # As nbdev does: a notebook's own `nbdev_export()` has no effect
     os.chdir(ROOT)
-    stage = ROOT/'_stage'
+    stage = ROOT/'_stage' if docs == ROOT/'docs' else docs.with_name(f'{docs.name}.stage')
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(NBS, stage, ignore=shutil.ignore_patterns('*.ipynb', '.*', '_proc', '__pycache__'))
     refresh_quarto_yml()
@@ -197,11 +213,15 @@ def main():
     built = build(stage, quiet=True)
     for warning in built.warnings: print(f'warning: {warning}')
     self_contained(stage/'_site')
-    if dead := dead_links(stage/'_site'): raise SystemExit('docs/ is left as it was, because of dead links:\n' + '\n'.join(dead))
-    shutil.rmtree(ROOT/'docs', ignore_errors=True)
-    (stage/'_site').rename(ROOT/'docs')
-    size = sum(p.stat().st_size for p in (ROOT/'docs').rglob('*') if p.is_file())
-    print(f'docs/index.html and {len(built.pages)-1} more pages, {size/1e6:.1f} MB')
+    (stage/'_site/manifest.json').write_text(json.dumps(manifest(), indent=1) + '\n', encoding='utf-8')
+    PROBLEMS.extend(f'dead link on {line}' for line in dead_links(stage/'_site'))
+    for problem in PROBLEMS: print(problem)
+    if PROBLEMS and docs == ROOT/'docs': raise SystemExit('docs/ is left as it was')
+    shutil.rmtree(docs, ignore_errors=True)
+    (stage/'_site').rename(docs)
+    shutil.rmtree(stage, ignore_errors=True)
+    size = sum(p.stat().st_size for p in docs.rglob('*') if p.is_file())
+    print(f'{docs.name}/index.html and {len(built.pages)-1} more pages, {size/1e6:.1f} MB')
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__': main(*(Path(o).resolve() for o in sys.argv[1:2]))

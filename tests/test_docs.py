@@ -1,0 +1,71 @@
+"The committed site: in step with the notebooks, whole, small, and on its own"
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from build_docs import ELSEWHERE, Anchors, dead_links, manifest, page_name, sidebar
+from nbdev.doclinks import nbglob
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, DOCS = ROOT/'nbs', ROOT/'docs'
+PAGES = sorted(DOCS.rglob('*.html'))
+LARGEST_SITE = 25e6  # bytes
+
+
+def test_site_is_in_step_with_the_notebooks():
+    built = json.loads((DOCS/'manifest.json').read_text(encoding='utf-8')) if (DOCS/'manifest.json').exists() else {}
+    now = manifest()
+    changed = sorted(name for name in built.keys() | now.keys() if built.get(name) != now.get(name))
+    assert changed == [], 'run `make docs`'
+
+
+def test_manifest_sees_a_change(tmp_path, monkeypatch):
+    import build_docs
+    for name in '_quarto.yml', 'sidebar.yml', 'styles.css': (tmp_path/name).write_text('')
+    nb = json.loads((NBS/'00_core.ipynb').read_text(encoding='utf-8'))
+    monkeypatch.setattr(build_docs, 'NBS', tmp_path)
+    def written():
+        (tmp_path/'00_core.ipynb').write_text(json.dumps(nb))
+        return manifest()['00_core.ipynb']
+    before = written()
+    nb['metadata']['whatever'] = 1
+    assert written() == before
+    nb['cells'][1]['source'] = ['# Another title']
+    assert written() != before
+
+
+def test_every_notebook_has_its_page_and_its_place_in_the_sidebar():
+    notebooks = [p.relative_to(NBS) for p in nbglob(NBS, as_path=True)]
+    missing = [p.as_posix() for p in notebooks if not (DOCS/page_name(p)).with_suffix('.html').exists()]
+    assert missing == []
+    assert sidebar() == (NBS/'sidebar.yml').read_text(encoding='utf-8')
+    assert [p.as_posix() for p in notebooks if p.as_posix() not in sidebar()] == []
+
+
+def test_site_is_small(): assert sum(p.stat().st_size for p in DOCS.rglob('*') if p.is_file()) < LARGEST_SITE
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    loaded = [f'{p.name}: {m[0]}' for p in PAGES for m in ELSEWHERE.finditer(p.read_text(encoding='utf-8'))]
+    assert loaded == []
+    styles = [f'{p.name}' for p in DOCS.rglob('*.css') if 'url(http' in p.read_text(encoding='utf-8') or '@import' in p.read_text(encoding='utf-8')]
+    assert styles == []
+
+
+def test_no_dead_link(): assert dead_links(DOCS) == []
+
+
+def public_names(module):
+    "Functions and classes in a module's `__all__`"
+    tree = ast.parse((ROOT/'rsna_ich'/f'{module}.py').read_text(encoding='utf-8'))
+    exported = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__'), [])
+    return [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in exported]
+
+
+@pytest.mark.parametrize('page', [p for p in PAGES if (ROOT/'rsna_ich'/f'{p.stem}.py').exists() and p.parent == DOCS], ids=lambda p: p.stem)
+def test_every_public_name_has_its_entry_with_a_source_link(page):
+    ids = {i.lower() for i in Anchors(page).ids}
+    text = page.read_text(encoding='utf-8')
+    assert [n for n in public_names(page.stem) if n.lower() not in ids] == []
+    assert not public_names(page.stem) or f'rsna_ich/{page.stem}.py#L' in text

@@ -1,0 +1,58 @@
+"Two processes on one processor train to the same loss as one, within the spread between seeds"
+import os, subprocess, sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip('accelerate')
+
+TRAINER = '''
+import sys
+import numpy as np, pandas as pd, torch
+torch.set_num_threads(1)
+from rsna_ich.distributed import first_alone, join_processes
+from rsna_ich.labels import SUBTYPES
+from rsna_ich.recipes import Stage, get_recipe
+from rsna_ich.store import build_store
+from rsna_ich.training import train_store
+
+def pixels(rows):
+    "Noise, and a bright disc where there is blood"
+    y,x = np.mgrid[:48,:48]
+    out = []
+    for i,sick in zip(rows.number, rows.sick):
+        hu = np.random.default_rng(i).integers(0, 60, (48, 48)).astype(np.int16)
+        if sick: hu[np.hypot(y-24, x-16-i%16) < 5] += 25
+        out.append(hu)
+    return out
+
+dest,seeds,processes = sys.argv[1:4]
+join_processes()
+n = 320
+table = pd.DataFrame(dict(image_id=[f'ID_{i:03}' for i in range(n)], path=[f'{i}.dcm' for i in range(n)], number=range(n), sick=[int(i%8 < 4)*(i//8%2) for i in range(n)], patient_id=[f'p{i//8}' for i in range(n)],
+    study_id=[f't{i//8}' for i in range(n)], series_id=[f's{i//8}' for i in range(n)], slice_index=[i%8 for i in range(n)], status='ok'))
+store = first_alone(build_store, table, f'{dest}/store', size=40, n_jobs=1, read=pixels, crop=False)
+sick = table.set_index('image_id').sick.loc[store.slices.image_id]
+labels = pd.DataFrame({s: sick.astype('uint8') if s in ('any', 'subdural') else np.uint8(0) for s in SUBTYPES})
+for seed in map(int, seeds.split(',')):
+    recipe = get_recipe('quick', stages=(Stage(40, 3, 32, lr=3e-3),), effects=False, seed=seed)
+    train_store(store, labels, recipe, f'{dest}/run_{seed}_{processes}')
+'''
+
+
+def test_two_processes_train_like_one(tmp_path):
+    script = tmp_path/'trainer.py'
+    script.write_text(TRAINER)
+    env = os.environ | {'ICH_QUIET': '1', 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'CUDA_VISIBLE_DEVICES': ''}
+    for seeds, processes in ('1,2,3', 1), ('1', 2):
+        command = [sys.executable, '-W', 'ignore'] + (['-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', str(29500 + os.getpid() % 2000)] if processes == 2 else [])
+        done = subprocess.run([*command, script, tmp_path, seeds, str(processes)], env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (np.array([pd.read_csv(tmp_path/f'run_{seed}_{n}'/'curves.csv').valid_loss.iloc[-1] for seed in seeds]) for n, seeds in ((1, (1, 2, 3)), (2, (1,))))
+    two = two[0]
+    noise = 4*one.std(ddof=1) + .02
+    print(f'one process {one.round(4)}, two {two:.4f}, noise {noise:.4f}')
+    assert abs(two - one.mean()) < noise
+    assert two < .9*pd.read_csv(tmp_path/'run_1_2'/'curves.csv').valid_loss.iloc[0]  # and it has learnt something
+    assert (tmp_path/'run_1_2'/'bundle'/'config.json').exists() and len(list(tmp_path.glob('run_1_2/stage_0*'))) == 2

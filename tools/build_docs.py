@@ -193,6 +193,9 @@ def self_contained(
     (site/'search.js').write_text(f'window.searchIndex = {index};\n', encoding='utf-8')
     (site/'search.json').unlink()
     (site/'.nojekyll').touch()
+    for sheet in site.rglob('*.css'):  # The themes fetch their fonts; without, the reader's own are used
+        text = sheet.read_text(encoding='utf-8')
+        if (kept := re.sub(r'@import\s+url\([^)]*\)\s*;', '', text)) != text: sheet.write_text(kept, encoding='utf-8')
     for page in site.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
         if (with_maths := mathml(text)) != text: page.write_text(with_maths, encoding='utf-8')

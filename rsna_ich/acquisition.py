@@ -18,7 +18,7 @@ from scipy import ndimage as ndi
 
 from .anatomy import COLS, PIXEL, ROWS, _vec
 
-# %% ../nbs/04c_acquisition.ipynb #b6a048d5
+# %% ../nbs/04c_acquisition.ipynb #3d277217
 @dataclass
 class Protocol:
     "How one series is acquired; lengths in mm, angles in degrees, `noise` in HU"
@@ -48,11 +48,15 @@ def draw_protocol(
     "A protocol from the ranges of the competition's headers and of real slices"
     u,chance = rng.uniform,lambda p: rng.random() < p
     thickness = float(rng.choice([2.5, 3., 4., 5., 5., 5., 6., 7.]))
-    return Protocol(thickness=thickness, spacing=max(thickness, u(4, 6)), tilt=0. if chance(.08) else float(np.clip(rng.normal(16.7, 7.5), -18, 30)),
-                    pixel=float(np.clip(rng.normal(.488, .012), .42, .56)), noise=float(np.exp(u(np.log(1.8), np.log(7)))), grain=u(.6, 1.4),
-                    sharpen=u(.3, 1.2) if chance(.25) else 0., rim=u(0, 8), rim_depth=u(3, 14),
-                    halo=u(.01, .19), halo_reach=u(1.4, 2.4), glow=u(0, .07), glow_reach=u(3.5, 7), lift=u(0, .05), lift_reach=u(12, 26), motion=u(1, 4) if chance(.08) else 0.,
-                    streaks=u(2, 12) if chance(.12) else 0., headrest=chance(.75), circle=chance(.4))
+    return Protocol(
+        thickness=thickness, spacing=max(thickness, u(4, 6)),
+        tilt=0. if chance(.08) else float(np.clip(rng.normal(16.7, 7.5), -18, 30)),
+        pixel=float(np.clip(rng.normal(.488, .012), .42, .56)),
+        noise=float(np.exp(u(np.log(1.8), np.log(7)))), grain=u(.6, 1.4), sharpen=u(.3, 1.2) if chance(.25) else 0.,
+        rim=u(0, 8), rim_depth=u(3, 14), halo=u(.01, .19), halo_reach=u(1.4, 2.4),
+        glow=u(0, .07), glow_reach=u(3.5, 7), lift=u(0, .05), lift_reach=u(12, 26),
+        motion=u(1, 4) if chance(.08) else 0., streaks=u(2, 12) if chance(.12) else 0.,
+        headrest=chance(.75), circle=chance(.4))
 
 # %% ../nbs/04c_acquisition.ipynb #1eba0bf8
 def average_planes(
@@ -154,7 +158,7 @@ def apply_kernel(
     if not sharpen: return hu
     return hu + sharpen*(hu - torch.from_numpy(ndi.gaussian_filter(hu.numpy(), (0, 1.2, 1.2), truncate=2)))
 
-# %% ../nbs/04c_acquisition.ipynb #11e3496d
+# %% ../nbs/04c_acquisition.ipynb #c583c91a
 def acquire(
     hu, # HU of thin planes from `draw_head`, (slices*planes, ROWS, COLS)
     protocol:Protocol, # How
@@ -168,13 +172,15 @@ def acquire(
         hu = brighten_rim(hu, protocol.rim, protocol.rim_depth)
         if protocol.streaks: hu = _streaks(hu, protocol.streaks, rng)
         if protocol.headrest: hu = _headrest(hu, rng)
-        if protocol.motion: hu = torch.from_numpy(ndi.uniform_filter1d(hu.numpy(), max(2, round(protocol.motion/PIXEL)), axis=int(rng.integers(1, 3))))
+        if protocol.motion: hu = _moved(hu, protocol.motion, axis=int(rng.integers(1, 3)))
         pixel = protocol.pixel*512/size
         hu = to_matrix(hu, size, pixel, rng.normal(0, 4, 2))
         hu = apply_kernel(add_noise(hu, rng, protocol.noise, protocol.grain*size/512), protocol.sharpen)
         hu = hu.clamp(-1024, 3000).round().to(torch.int16).numpy()
     if protocol.circle: hu[:, ~_circle(size)] = PADDING
     return hu
+
+def _moved(hu, mm, axis): return torch.from_numpy(ndi.uniform_filter1d(hu.numpy(), max(2, round(mm/PIXEL)), axis=axis))
 
 PADDING = -2000 # stored value of pixels that a scanner did not measure, as in the competition's GE series
 

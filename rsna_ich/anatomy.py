@@ -96,7 +96,7 @@ def load_atlas() -> dict: # Name to float32 tensor, (1, channels, z, y, x)
         with atomic_path(path) as p: np.savez_compressed(p, **make_atlas())
     with np.load(path) as f: return {k: torch.from_numpy(f[k])[None] for k in f.files}
 
-# %% ../nbs/04a_anatomy.ipynb #ad6e7979
+# %% ../nbs/04a_anatomy.ipynb #e25bff73
 PIXEL = 1.3 # mm, spacing of the grid on which anatomy is drawn
 ROWS,COLS = 192,160 # of that grid: 250 x 208 mm
 
@@ -113,7 +113,9 @@ def scan_grid(
     x = (COLS/2 - .5 - torch.arange(COLS, dtype=torch.float32))*PIXEL
     t = np.deg2rad(tilt)
     shape = len(zz),ROWS,COLS
-    return torch.stack([x.expand(shape), (CENTRE[1] + v*np.cos(t))[None, :, None].expand(shape), zz[:, None, None] + (v*np.sin(t))[None, :, None].expand(shape)], -1)
+    y = (CENTRE[1] + v*np.cos(t))[None, :, None]
+    z = zz[:, None, None] + (v*np.sin(t))[None, :, None]
+    return torch.stack([o.expand(shape) for o in (x, y, z)], -1)
 
 # %% ../nbs/04a_anatomy.ipynb #99f72017
 def sample(
@@ -298,7 +300,7 @@ def tube(
     mask = sigmoid((radius - capsule(torch.stack([q[:, 0].abs(), q[:, 1], q[:, 2]], -1), start, end))/soft)*(depth > 1)*(depth < deepest)
     head.hu[near] = paint(head.hu[near], mask*.9, hu)
 
-# %% ../nbs/04a_anatomy.ipynb #ce6531bf
+# %% ../nbs/04a_anatomy.ipynb #01a645fc
 def add_meninges(
     head:Head # Changed: `hu`
 ):
@@ -307,7 +309,8 @@ def add_meninges(
     ax,depth,inside = x.abs(),head.depth,head.depth > 0
     dura,vein = head.uniform(42, 62),head.uniform(46, 68) + 12*head.chance(.05)
     bend = head.noise(60)*.8
-    falx = sigmoid((head.uniform(.5, 1.) - (x-bend).abs())/.35)*sigmoid((head.uniform(28, 45) - depth)/3)*(z > -12)*((y > 20) | (z > 18) | (y < -48))
+    falx = sigmoid((head.uniform(.5, 1.) - (x-bend).abs())/.35)*sigmoid((head.uniform(28, 45) - depth)/3)
+    falx = falx*(z > -12)*((y > 20) | (z > 18) | (y < -48))
     head.hu = paint(head.hu, falx*inside, dura)
     sagittal = sigmoid((head.uniform(2.5, 4.5) - (ax*.8 + depth*.55))/.6)*((z > 0) | (y < -40))*((y < 10) | (z > 30))
     head.hu = paint(head.hu, sagittal*inside, vein)
@@ -317,7 +320,11 @@ def add_meninges(
     for start,end,radius in ARTERIES: tube(head, start, end, radius*head.uniform(.6, 1.2), .4, head.uniform(40, 58))
     if head.chance(.04): tube(head, *ARTERIES[1], .4, head.uniform(62, 80), side=int(head.rng.choice([-1, 1])))
 
-ARTERIES = [((0, -20, -45), (0, -16, -22), 1.8), ((6, 2, -22), (34, 4, -16), 1.2), ((0, 12, -16), (0, 30, 5), 1.1), ((8, -14, -20), (20, -35, -12), 1.)] # mm: basilar, middle, anterior, posterior cerebral
+ARTERIES = [ # start, end and radius in mm
+    ((0, -20, -45), (0, -16, -22), 1.8), # basilar
+    ((6, 2, -22), (34, 4, -16), 1.2), # middle cerebral
+    ((0, 12, -16), (0, 30, 5), 1.1), # anterior cerebral
+    ((8, -14, -20), (20, -35, -12), 1.)] # posterior cerebral
 
 # %% ../nbs/04a_anatomy.ipynb #51abc907
 def _calcify(head:Head, centre, radii, hu):
@@ -374,7 +381,7 @@ def suture_distance(
     lines = coronal,torch.where((y < 12) & (y > -85) & (z > 30), sagittal, far),torch.where((z < 62) & (z > -35), lambdoid, far)
     return torch.stack([d.abs() for d in lines]).amin(0)
 
-# %% ../nbs/04a_anatomy.ipynb #89153c48
+# %% ../nbs/04a_anatomy.ipynb #beaacdcb
 def add_skull(
     head:Head # Changed: `hu` outside the inner table, `outside` (mm outside the skull), `skin` (mm outside the skin)
 ):
@@ -389,7 +396,9 @@ def add_skull(
     muscle = sigmoid((20-z)/8)*sigmoid((ax-50)/4)*(y < 45)
     scalp = u(2.5, 6) + head.noise(30)*.8 + 3*sigmoid((20-z)/8)*sigmoid((ax-50)/4)
     fat = paint(torch.full_like(x, u(-110, -70)), muscle, 50) + head.noise(4)*12
-    face = torch.minimum(ellipsoid(head.skull_q, (0, 28, -75), (66, 72, 70))*68 - 68, ellipsoid(head.skull_q, (0, -50, -95), (62, 60, 80))*62 - 62)
+    front = ellipsoid(head.skull_q, (0, 28, -75), (66, 72, 70))*68 - 68
+    neck = ellipsoid(head.skull_q, (0, -50, -95), (62, 60, 80))*62 - 62
+    face = torch.minimum(front, neck)
     head.skin = torch.minimum(head.outside - scalp, face)
     flesh = torch.where(face > -2, 30., torch.where(head.noise(8) > -.3, 55., -85.))
     soft = torch.where(head.outside > scalp - 1.6, u(15, 50), fat)

@@ -79,7 +79,7 @@ class Epidural(Layer):
         texture = self.texture(head)
         return self.uniform(58, 80) + texture*self.uniform(1, 8) - (texture > self.uniform(1, 3))*self.uniform(0, 20)
 
-# %% ../nbs/04b_bleeds.ipynb #cb7910b2
+# %% ../nbs/04b_bleeds.ipynb #1d853f67
 class Subdural(Layer):
     "A crescent over a hemisphere, and sometimes a band along falx and tentorium"
     subtype = 'subdural'
@@ -110,7 +110,8 @@ class Subdural(Layer):
     def _midline_band(self, head):
         x,y,z = head.xyz
         wide = (self.uniform(2, 6)*(1 - ((y - self.uniform(-90, 40))/self.uniform(25, 60))**2)).clamp(min=0)
-        falx = sigmoid((wide - (x - self.side*self.uniform(.5, 2)).abs())/.5)*sigmoid((wide-1)*4)*sigmoid((48 - head.depth)/4)*sigmoid((z - self.uniform(5, 30))/4)
+        falx = sigmoid((wide - (x - self.side*self.uniform(.5, 2)).abs())/.5)*sigmoid((wide-1)*4)
+        falx = falx*sigmoid((48 - head.depth)/4)*sigmoid((z - self.uniform(5, 30))/4)
         if not self.chance(.4): return falx
         tentorium = sigmoid((self.uniform(1.5, 3.5) - (z - 4 + .5*x.abs()).abs())/.6)*(y < -32)*(self.side*x > 2)
         return torch.maximum(falx, tentorium)
@@ -119,7 +120,7 @@ class Subdural(Layer):
         if self.convex: super().fill(head)
         if self.band: self.bleed(head, self._midline_band(head), self.uniform(55, 75) + self.texture(head)*3)
 
-# %% ../nbs/04b_bleeds.ipynb #7b3e1886
+# %% ../nbs/04b_bleeds.ipynb #d21f46df
 def _site(rng, side):
     "Centre in MNI mm and largest usual radius of a parenchymal haematoma"
     u = rng.uniform
@@ -139,8 +140,14 @@ class Intraparenchymal(Bleed):
         centre,largest = _site(rng, side)
         self.foci = [(centre, float(np.clip(np.exp(rng.normal(np.log(13), .5)), 4, largest)))]
         if self.chance(.2):
-            poles = [(side*self.uniform(15, 50), self.uniform(30, 60) if self.chance(.6) else self.uniform(-10, 20), self.uniform(-25, 20)) for _ in range(rng.integers(1, 6))]
+            poles = [self._pole() for _ in range(rng.integers(1, 6))]
             self.foci = self.foci*self.chance(.4) + [(p, self.uniform(2.5, 9)) for p in poles]
+
+    def _pole(self):
+        "Where a contusion is: more often frontal than temporal"
+        x = self.side*self.uniform(15, 50)
+        y = self.uniform(30, 60) if self.chance(.6) else self.uniform(-10, 20)
+        return x,y,self.uniform(-25, 20)
 
     def push(self, head):
         self.distance = [self._distance(head, *focus) for focus in self.foci]
@@ -206,11 +213,14 @@ class Subarachnoid(Bleed):
 # %% ../nbs/04b_bleeds.ipynb #3ebbdfb6
 BLEEDS = {b.subtype: b for b in (Epidural, Intraparenchymal, Intraventricular, Subarachnoid, Subdural)}
 
-# %% ../nbs/04b_bleeds.ipynb #68252050
+# %% ../nbs/04b_bleeds.ipynb #026c71b6
 FIRST = dict(epidural=.08, intraparenchymal=.34, intraventricular=.07, subarachnoid=.23, subdural=.28) # share of bleeding patients by main subtype
-ALSO = dict(epidural=dict(subdural=.25, subarachnoid=.2, intraparenchymal=.15), intraparenchymal=dict(intraventricular=.3, subarachnoid=.2, subdural=.1),
-            intraventricular=dict(intraparenchymal=.2), subarachnoid=dict(intraventricular=.2, subdural=.25, intraparenchymal=.15),
-            subdural=dict(subarachnoid=.25, intraparenchymal=.1)) # chance that another subtype comes with the main one
+ALSO = dict( # chance that another subtype comes with the main one
+    epidural=dict(subdural=.25, subarachnoid=.2, intraparenchymal=.15),
+    intraparenchymal=dict(intraventricular=.3, subarachnoid=.2, subdural=.1),
+    intraventricular=dict(intraparenchymal=.2),
+    subarachnoid=dict(intraventricular=.2, subdural=.25, intraparenchymal=.15),
+    subdural=dict(subarachnoid=.25, intraparenchymal=.1))
 
 def plan_bleeds(
     rng, # numpy random Generator

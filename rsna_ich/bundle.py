@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/bundle.html.md"""
 
 # %% auto #0
 __all__ = ['BUNDLE_KEYS', 'POOLS', 'BUNDLE_FILES', 'check_config', 'read_config', 'default_bundle', 'find_bundle', 'read_members',
-           'pack_bundles', 'read_ensemble', 'push_bundle', 'pull_bundle']
+           'bundle_prior', 'pack_bundles', 'read_ensemble', 'push_bundle', 'pull_bundle']
 
 # %% ../nbs/10a_bundle.ipynb #4d7f1363
 import json, re, shutil
@@ -16,9 +16,11 @@ from . import __version__
 from .core import DISCLAIMER, InputError, atomic_path
 from .labels import SUBTYPES
 
-# %% ../nbs/10a_bundle.ipynb #6382e5cd
-BUNDLE_KEYS = {'backbone': str, 'channels': int, 'windowing': str, 'neighbours': int, 'size': int, 'store_size': int, 'subtypes': list, 'temperature': float, 'bias': list,
-               'threshold': float, 'version': str, 'name': str, 'trained_on': str} # of config.json, with their types
+# %% ../nbs/10a_bundle.ipynb #365dce3c
+BUNDLE_KEYS = { # of config.json, with their types
+    'backbone': str, 'channels': int, 'windowing': str, 'neighbours': int, 'size': int, 'store_size': int,
+    'subtypes': list, 'temperature': float, 'bias': list, 'threshold': float,
+    'version': str, 'name': str, 'trained_on': str}
 POOLS = 'avg','concat' # how a picture's features become one vector: their mean, or mean and maximum side by side
 
 def check_config(
@@ -26,15 +28,22 @@ def check_config(
     config:dict # Its description
 ):
     "Refuse a description that is not whole; raises `InputError`"
+    def refuse(why): raise InputError(path, why)
     for key,kind in BUNDLE_KEYS.items():
-        if key not in config: raise InputError(path, f'config.json has no {key!r}')
-        if not isinstance(config[key], (int, float) if kind is float else kind): raise InputError(path, f'config.json: {key!r} is not a {kind.__name__}')
-    if config['subtypes'] != SUBTYPES: raise InputError(path, f'its outputs are {config["subtypes"]}, not {SUBTYPES}')
-    if not 0 < config['threshold'] < 1: raise InputError(path, f'its threshold {config["threshold"]} is not between 0 and 1')
-    if len(config['bias']) != len(SUBTYPES): raise InputError(path, f'its bias has {len(config["bias"])} values instead of {len(SUBTYPES)}')
-    if config.get('pool', 'avg') not in POOLS: raise InputError(path, f'its pooling {config["pool"]!r} is none of {", ".join(POOLS)}')
+        if key not in config: refuse(f'config.json has no {key!r}')
+        allowed = (int, float) if kind is float else kind
+        if not isinstance(config[key], allowed): refuse(f'config.json: {key!r} is not a {kind.__name__}')
+    if config['subtypes'] != SUBTYPES: refuse(f'its outputs are {config["subtypes"]}, not {SUBTYPES}')
+    n = len(config['bias'])
+    if n != len(SUBTYPES): refuse(f'its bias has {n} values instead of {len(SUBTYPES)}')
+    pool = config.get('pool', 'avg')
+    if pool not in POOLS: refuse(f'its pooling {pool!r} is none of {", ".join(POOLS)}')
+    _check_threshold(config['threshold'], path)
 
-# %% ../nbs/10a_bundle.ipynb #786f21fb
+def _check_threshold(value, path, what='its threshold'):
+    if not 0 < value < 1: raise InputError(path, f'{what} {value} is not between 0 and 1')
+
+# %% ../nbs/10a_bundle.ipynb #4fd17fc9
 def _read_json(file):
     "A JSON object, or an `InputError`"
     try: found = json.loads(Path(file).read_text(encoding='utf-8'))
@@ -47,20 +56,23 @@ def read_config(
 ) -> dict:
     "A bundle's description, checked; raises `InputError`"
     path = Path(path)
-    if (path/'ensemble.json').is_file(): raise InputError(path, f'several models packed into one; each is in {path.name}/members')
+    if (path/'ensemble.json').is_file():
+        raise InputError(path, f'several models packed into one; each is in {path.name}/members')
     for name in ('config.json', 'model.safetensors'):
         if not (path/name).is_file(): raise InputError(path, f'no model bundle: there is no {name}')
     config = _read_json(path/'config.json')
     check_config(path, config)
     return config
 
-# %% ../nbs/10a_bundle.ipynb #59c9786d
+# %% ../nbs/10a_bundle.ipynb #35028a96
 def default_bundle() -> Path:
     "The folder of the bundle that the package ships"
     import rsna_ich
     return Path(rsna_ich.__file__).parent/'bundles'/'default'
 
-def _is_bundle(path): return (path/'ensemble.json').is_file() or (path/'config.json').is_file() and (path/'model.safetensors').is_file()
+def _is_bundle(path):
+    def has(*names): return all((path/o).is_file() for o in names)
+    return has('ensemble.json') or has('config.json', 'model.safetensors')
 
 def find_bundle(
     path=None # A bundle's folder, or that of a training run; None: the shipped one
@@ -69,12 +81,13 @@ def find_bundle(
     if path is None: return default_bundle()
     path = Path(path)
     if not path.exists(): raise InputError(path, 'no model bundle: there is no such folder')
-    if not path.is_dir(): raise InputError(path, 'no model bundle: a bundle is a folder with config.json and model.safetensors')
+    if not path.is_dir():
+        raise InputError(path, 'no model bundle: a bundle is a folder with config.json and model.safetensors')
     found = next((o for o in (path, path/'bundle') if _is_bundle(o)), path)
     if not (found/'ensemble.json').is_file(): read_config(found)
     return found
 
-# %% ../nbs/10a_bundle.ipynb #ab35a05b
+# %% ../nbs/10a_bundle.ipynb #4e922752
 def read_members(
     bundle # The folder of a bundle or an ensemble
 ) -> list: # (folder, weight) of each member, weights summing to 1; a plain bundle is its own only member
@@ -85,9 +98,18 @@ def read_members(
     members = _read_json(file).get('members')
     if not isinstance(members, list) or not members: raise InputError(file, "it has no 'members'")
     for o in members:
-        if not (isinstance(o, dict) and re.fullmatch(r'members/\d+', str(o.get('folder')))): raise InputError(file, f"not a member: {str(o)[:80]}")
+        if not (isinstance(o, dict) and re.fullmatch(r'members/\d+', str(o.get('folder')))):
+            raise InputError(file, f'not a member: {str(o)[:80]}')
     weights = _shares([o.get('weight') for o in members], file)
     return [(bundle/o['folder'], w) for o,w in zip(members, weights)]
+
+def bundle_prior(
+    bundle # The folder of a bundle or an ensemble
+) -> list|None: # Six shares in the order of SUBTYPES, the weighted mean of its members; None where one of them has none
+    "How often the training slices showed each kind: the answer for a slice that nobody can read"
+    found = [(_read_json(o/'config.json').get('prior'), w) for o,w in read_members(bundle)]
+    if not all(p for p,_ in found): return None
+    return [sum(w*share for share,w in zip(shares, [w for _,w in found])) for shares in zip(*[p for p,_ in found])]
 
 def _shares(weights, path):
     "Weights as shares of 1"
@@ -95,12 +117,12 @@ def _shares(weights, path):
     if not good: raise InputError(path, f'weights must be above 0, not {weights}')
     return [float(w)/sum(weights) for w in weights]
 
-# %% ../nbs/10a_bundle.ipynb #70c88e19
+# %% ../nbs/10a_bundle.ipynb #0d8a8eae
 def pack_bundles(
     dest, # The new folder
     bundles:list, # Folders of bundles, ensembles or training runs
     weights:list|None=None, # One a bundle; the same for all unless given
-    threshold:float|None=None, # Of `any`, chosen for the ensemble; the weighted mean of the members' thresholds unless given
+    threshold:float|None=None, # Of `any`, chosen for the ensemble; the members' weighted mean unless given
     name:str|None=None # What it calls itself; made from the members' names unless given
 ) -> Path: # `dest`
     "Copy several bundles, with all their stages, into one that averages them; raises `InputError`"
@@ -108,12 +130,13 @@ def pack_bundles(
     if not bundles: raise InputError(dest, 'no bundles to pack')
     weights = [1.]*len(bundles) if weights is None else list(weights)
     if len(weights) != len(bundles): raise InputError(dest, f'{len(weights)} weights for {len(bundles)} bundles')
-    if threshold is not None and not 0 < threshold < 1: raise InputError(dest, f'threshold {threshold} is not between 0 and 1')
+    if threshold is not None: _check_threshold(threshold, dest, 'threshold')
     parts = [(o, w*share) for b,w in zip(bundles, _shares(weights, dest)) for o,share in read_members(b)]
     configs = [read_config(o) for o,_ in parts]
     name = name or ' + '.join(dict.fromkeys(o['name'] for o in configs))
-    about = dict(name=name, version=__version__, subtypes=SUBTYPES, trained_on='; '.join(dict.fromkeys(o['trained_on'] for o in configs)),
-                 members=[dict(folder=f'members/{i}', weight=w, name=c['name']) for i,((_,w),c) in enumerate(zip(parts, configs))])
+    members = [dict(folder=f'members/{i}', weight=w, name=c['name']) for i,((_,w),c) in enumerate(zip(parts, configs))]
+    trained_on = '; '.join(dict.fromkeys(o['trained_on'] for o in configs))
+    about = dict(name=name, version=__version__, subtypes=SUBTYPES, trained_on=trained_on, members=members)
     if threshold is not None: about['threshold'] = float(threshold)
     with atomic_path(dest, folder=True) as d:
         for i,(o,_) in enumerate(parts): shutil.copytree(o, d/'members'/str(i))
@@ -123,11 +146,15 @@ def pack_bundles(
 
 def _ensemble_card(about, configs):
     "The card of an ensemble"
-    rows = [f'| {i} | {c["name"]} | {c["backbone"]} | {c["windowing"]} | {c["size"]} | {m["weight"]:.3f} | {c["trained_on"]} |' for i,(m,c) in enumerate(zip(about['members'], configs))]
-    return '\n'.join([f'# {about["name"]}\n', f'**{DISCLAIMER}**\n', 'The weighted mean of these models\' probabilities; the card of each is in its folder.\n',
-                      '| member | name | backbone | windowing | size | weight | trained on |', '|---|---|---|---|---|---|---|', *rows]) + '\n'
+    lines = [f'# {about["name"]}\n', f'**{DISCLAIMER}**\n',
+             "The weighted mean of these models' probabilities; the card of each is in its folder.\n"]
+    columns = 'name backbone windowing size weight trained_on'.split()
+    rows = [c | dict(weight=f'{m["weight"]:.3f}') for m,c in zip(about['members'], configs)]
+    table = [['member', *(o.replace('_', ' ') for o in columns)], ['---']*7,
+             *([i, *(o[k] for k in columns)] for i,o in enumerate(rows))]
+    return '\n'.join([*lines, *(f'| {" | ".join(map(str, o))} |' for o in table)]) + '\n'
 
-# %% ../nbs/10a_bundle.ipynb #b0ae4d0e
+# %% ../nbs/10a_bundle.ipynb #1f80ffcb
 def read_ensemble(
     bundle # A bundle's folder, with one model or several
 ) -> dict: # name, trained_on and, where one was chosen for all, threshold
@@ -136,17 +163,22 @@ def read_ensemble(
     found = _read_json(file) if file.is_file() else read_config(bundle)
     for key in ('name', 'trained_on'):
         if not isinstance(found.get(key), str): raise InputError(file, f'it has no {key!r}')
-    if file.is_file() and found.get('subtypes') != SUBTYPES: raise InputError(file, f'its outputs are {found.get("subtypes")}, not {SUBTYPES}')
-    if not 0 < found.get('threshold', .5) < 1: raise InputError(file, f'its threshold {found["threshold"]} is not between 0 and 1')
+    outputs = found.get('subtypes')
+    if outputs != SUBTYPES: raise InputError(file, f'its outputs are {outputs}, not {SUBTYPES}')
+    _check_threshold(found.get('threshold', .5), file)
     return {k: found[k] for k in ('name', 'trained_on', 'threshold') if k in found}
 
-# %% ../nbs/10a_bundle.ipynb #028cd49a
+# %% ../nbs/10a_bundle.ipynb #94e05dbd
 BUNDLE_FILES = ['*.json', '*.safetensors', '*.onnx', '*.md'] # all that a bundle consists of, members included
 
 def _hub():
     try: import huggingface_hub
     except ImportError: raise InputError('huggingface_hub', 'not installed: pip install huggingface_hub') from None
     return huggingface_hub
+
+def _hub_error(repo_id, what, e):
+    "The client's errors have no class of their own in common: some come from the library that talks to the network"
+    return InputError(repo_id, f'cannot be {what} ({type(e).__name__}): {str(e)[:200]}')
 
 def push_bundle(
     bundle, # The bundle's folder, or a training run's
@@ -159,8 +191,9 @@ def push_bundle(
     name = read_ensemble(bundle)['name']
     try:
         url = hub.create_repo(repo_id, private=private, exist_ok=True)
-        hub.upload_folder(repo_id=repo_id, folder_path=str(bundle), allow_patterns=BUNDLE_FILES, commit_message=message or f'{name}, rsna_ich {__version__}')
-    except (OSError, ValueError, RuntimeError) as e: raise InputError(repo_id, f'cannot be pushed ({type(e).__name__}): {str(e)[:200]}') from None
+        hub.upload_folder(repo_id=repo_id, folder_path=str(bundle), allow_patterns=BUNDLE_FILES,
+                          commit_message=message or f'{name}, rsna_ich {__version__}')
+    except Exception as e: raise _hub_error(repo_id, 'pushed', e) from None
     return str(url)
 
 def pull_bundle(
@@ -172,7 +205,7 @@ def pull_bundle(
     dest,hub = Path(dest),_hub()
     if dest.exists(): raise InputError(dest, 'is there already')
     try: got = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=BUNDLE_FILES))
-    except (OSError, ValueError, RuntimeError) as e: raise InputError(repo_id, f'cannot be pulled ({type(e).__name__}): {str(e)[:200]}') from None
+    except Exception as e: raise _hub_error(repo_id, 'pulled', e) from None
     for o,_ in read_members(got): read_config(o)
     with atomic_path(dest, folder=True) as d:
         for p in sorted({p for o in BUNDLE_FILES for p in got.rglob(o)}):

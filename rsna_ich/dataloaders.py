@@ -87,11 +87,12 @@ def slice_dls(
     train = make(SAMPLERS[sample], ~valid, soft, 0, shuffle=True, drop_last=sample != 'series')
     return DataLoaders(train, make(TfmdDL, valid, labels, 1), device=train.device)
 
-# %% ../nbs/08_dataloaders.ipynb #e61bab49
+# %% ../nbs/08_dataloaders.ipynb #e3934cfd
 class _Arrived(Transform):
     "The first thing that happens to a batch on the device: tell `WaitingTime`"
     order,split_idx = -100,0
     def __init__(self, waiting): self.waiting = waiting
+    def __getstate__(self): return {} # a spawned worker has no use for the learner
     def encodes(self, x:TensorHU):
         self.waiting.arrived()
         return x
@@ -100,7 +101,7 @@ class WaitingTime(Callback):
     "Which share of training is waiting for data, preparing batches on the device, and training"
     def before_fit(self):
         "Listen to the training batches"
-        self.seconds,self._tfm = dict(waiting=0., preparing=0., training=0.),_Arrived(self)
+        self.seconds,self._tfm = dict(starting=0., waiting=0., preparing=0., training=0.),_Arrived(self)
         self.dls.train.after_batch.add(self._tfm)
     def after_fit(self): self.dls.train.after_batch.fs.remove(self._tfm)
 
@@ -110,8 +111,14 @@ class WaitingTime(Callback):
         if what: self.seconds[what] += now - self._last
         self._last = now
 
-    def before_train(self): self._lap(None)
-    def arrived(self): self._lap('waiting')
+    def before_train(self):
+        "The epoch begins"
+        self._lap(None)
+        self._first = True
+    def arrived(self):
+        "The batch is there"
+        self._lap('starting' if self._first else 'waiting')
+        self._first = False
     def before_batch(self):
         "The batch is ready"
         if self.training: self._lap('preparing')
@@ -120,4 +127,4 @@ class WaitingTime(Callback):
         if self.training: self._lap('training')
 
     @property
-    def share(self): return self.seconds['waiting']/max(1e-9, sum(self.seconds.values()))
+    def share(self): return self.seconds['waiting']/max(1e-9, sum(self.seconds.values()) - self.seconds['starting'])

@@ -7,20 +7,20 @@ Docs: https://rsna-ich.github.io/rsna_ich/demo.html.md"""
 # %% auto #0
 __all__ = ['predict_test', 'judge_test', 'run_demo']
 
-# %% ../nbs/15b_demo.ipynb #2425f238
+# %% ../nbs/15b_demo.ipynb #cfe9f507
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from .core import InputError, atomic_path, progress
+from .bundle import read_config
+from .core import InputError, atomic_path
 from .dicom import read_hu
-from .labels import SUBTYPES, read_labels
+from .labels import SUBTYPES
 from .metadata import check_folder, find_competition
 from .phantom import write_competition
 
-# %% ../nbs/15b_demo.ipynb #17e97ce2
+# %% ../nbs/15b_demo.ipynb #f3d693d1
 def predict_test(
     competition, # The competition's folder
     bundle, # A model bundle
@@ -30,14 +30,30 @@ def predict_test(
     from rsna_ich.inference import Predictor
     found,out = find_competition(competition),Path(out)
     if not found.test: raise InputError(competition, 'has no folder of test slices')
-    note,stamp = out/'of.json',dict(bundle=str(Path(bundle).resolve()), made=(Path(bundle)/'config.json').stat().st_mtime)
+    note,made = out/'of.json',(Path(bundle)/'config.json').stat().st_mtime
+    stamp = dict(bundle=str(Path(bundle).resolve()), made=made)
     if note.exists() and json.loads(note.read_text()) == stamp: return out
     predictor = Predictor(bundle)
-    predictor.predict(found.test).save(out, found.sample_csv, missing=predictor.config.get('prior', [.1])[0])
+    predictor.predict(found.test).save(out, found.sample_csv, missing=predictor.prior)
     with atomic_path(note) as p: p.write_text(json.dumps(stamp))
     return out
 
-# %% ../nbs/15b_demo.ipynb #3984e5b2
+# %% ../nbs/15b_demo.ipynb #4b96be3b
+def _truth(table):
+    "Labels of the test slices with the traits by which the report groups them"
+    blood = table[[f'{s}_mm2' for s in SUBTYPES[1:]]].sum(axis=1).where(table['any'].eq(1))
+    traits = dict(thickness_mm=table.thickness_mm, scanner=table.family, bleed_mm2=blood)
+    return table.loc[table.split.eq('test'), SUBTYPES].assign(**traits).reset_index()
+
+def _lost(*folders):
+    "What was left out, from each folder's list"
+    tables = [pd.read_csv(o/'left_out.csv').rename(columns={'path': 'image_id'}) for o in folders]
+    return pd.concat([o.astype(object) for o in tables], ignore_index=True)
+
+_TOY = ('The model judged here was trained in minutes, to show the whole way. '
+        'It is a toy beside the one that the package ships, whose figures stand in its model card.')
+
+# %% ../nbs/15b_demo.ipynb #d4bad22a
 def judge_test(
     competition, # The simulated competition's folder
     run, # Folder of the training run
@@ -46,23 +62,18 @@ def judge_test(
 ): # The `Evaluation`
     "Judge the predictions of a simulated competition by its truth and write the report"
     from rsna_ich.evaluation import evaluate, write_report
-    competition,run = Path(competition),Path(run)
+    competition,run,predictions = map(Path, (competition, run, predictions))
     table = pd.read_parquet(competition/'phantom.parquet').set_index('image_id')
-    slices = pd.read_csv(Path(predictions)/'slices.csv')
-    config = json.loads((run/'bundle'/'config.json').read_text())
-    blood = table[[f'{s}_mm2' for s in SUBTYPES[1:]]].sum(axis=1).where(table['any'].eq(1))
-    truth = table.loc[table.split.eq('test'), SUBTYPES].assign(thickness_mm=table.thickness_mm, scanner=table.family, bleed_mm2=blood).reset_index()
-    found = evaluate(slices, truth, groups=table.patient_id, prior=np.array(config['prior']))
-    lost = [pd.read_csv(f) for f in (run/'left_out.csv', Path(predictions)/'left_out.csv')]
-    lost = pd.concat([o.rename(columns={'path': 'image_id'}).astype(object) for o in lost], ignore_index=True)
+    found = evaluate(predictions/'slices.csv', _truth(table), groups=table.patient_id, prior=run/'bundle')
     n = table.groupby('split').patient_id.nunique()
-    notes = [f'Simulated patients: {n["train"]} to train on, {n["test"]} others to judge by. Model {config["name"]!r}.',
-             'The model judged here was trained in minutes, to show the whole way. It is a toy beside the one that the package ships, whose figures stand in its model card.']
-    image = lambda image_id: read_hu(competition/'stage_2_test'/f'{image_id}.dcm')
-    write_report(report, found, title='rsna_ich: a simulated competition', curves=pd.read_csv(run/'curves.csv'), images=image, notes=notes, left_out=lost)
+    name = read_config(run/'bundle')['name']
+    notes = [f'Simulated patients: {n["train"]} to train on, {n["test"]} others to judge by. Model {name!r}.', _TOY]
+    def image(image_id): return read_hu(competition/'stage_2_test'/f'{image_id}.dcm')
+    write_report(report, found, title='rsna_ich: a simulated competition', curves=pd.read_csv(run/'curves.csv'),
+                 images=image, notes=notes, left_out=_lost(run, predictions))
     return found
 
-# %% ../nbs/15b_demo.ipynb #cf7dc013
+# %% ../nbs/15b_demo.ipynb #ecf515bb
 def run_demo(
     dest='demo', # Where everything goes
     patients:int=90, # Simulated patients, a quarter of them to judge by
@@ -80,7 +91,8 @@ def run_demo(
     say('2/5 data-quality report')
     quality = check_folder(competition, n_jobs, save=dest/'check')
     quality.save(dest/'quality.md')
-    say(f'    {len(quality.slices):,} slices, {len(quality.left_out)} unreadable, {len(quality.shared_patients)} patients in both train and test: {dest/"quality.md"}')
+    shared = f'{len(quality.shared_patients)} patients in both train and test'
+    say(f'    {len(quality.slices):,} slices, {len(quality.left_out)} unreadable, {shared}: {dest/"quality.md"}')
     say(f'3/5 store and training, recipe {getattr(recipe, "name", recipe)!r}')
     from rsna_ich.onnx_export import export_onnx, has_onnx
     from rsna_ich.training import train

@@ -8,9 +8,10 @@ Docs: https://rsna-ich.github.io/rsna_ich/dicom.html.md"""
 __all__ = ['MAX_PIXELS', 'HU_FLOOR', 'QUIRKS', 'SliceError', 'header_reason', 'read_header', 'hu_range', 'needs_12bit_correction',
            'hu_from_dataset', 'read_hu', 'quirks_of']
 
-# %% ../nbs/01_dicom.ipynb #983f6e02
+# %% ../nbs/01_dicom.ipynb #2674054b
 import io, re, warnings
 from contextlib import contextmanager, nullcontext
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 from pydicom.uid import ImplicitVRLittleEndian, UID
 
-from .core import InputError, real_data
+from .core import InputError
 
 # %% ../nbs/01_dicom.ipynb #6a605907
 class SliceError(InputError):
@@ -83,18 +84,19 @@ def _without_preamble(f, found, **kwargs):
     found.append('no preamble')
     return ds
 
-# %% ../nbs/01_dicom.ipynb #04cb04d0
+# %% ../nbs/01_dicom.ipynb #fc711da3
 _TAGS = {o: Tag(o) for o in (
     'SOPClassUID', 'Modality', 'ImageType', 'SamplesPerPixel', 'PhotometricInterpretation', 'NumberOfFrames', 'Rows',
     'Columns', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'PixelPaddingValue',
-    'PixelPaddingRangeLimit', 'WindowCenter', 'WindowWidth', 'RescaleSlope', 'RescaleIntercept', 'RescaleType', 'LossyImageCompression',
-    'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence')}
+    'PixelPaddingRangeLimit', 'WindowCenter', 'WindowWidth', 'RescaleSlope', 'RescaleIntercept', 'RescaleType',
+    'LossyImageCompression', 'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence')}
 
 def _value(ds, tag):
     "What `ds[tag].value` is, at a tenth of the price for the plain cases: one 16-bit number, one decimal, one word"
     raw = ds.get_item(tag)
     if isinstance(raw, RawDataElement) and raw.value:
-        if raw.VR == 'US' and len(raw.value) == 2: return int.from_bytes(raw.value, 'little' if raw.is_little_endian else 'big')
+        order = 'little' if raw.is_little_endian else 'big'
+        if raw.VR == 'US' and len(raw.value) == 2: return int.from_bytes(raw.value, order)
         if raw.VR == 'DS' and _PLAIN_DECIMAL.fullmatch(raw.value): return float(raw.value)
         if raw.VR in ('CS', 'UI') and _PLAIN_WORD.fullmatch(raw.value): return raw.value.rstrip(b' \0').decode()
     return ds[tag].value
@@ -336,7 +338,7 @@ def _frame_hu(stored, bits, slope, intercept, padding=None, inverted=False):
     if mask is not None: hu[mask] = HU_FLOOR
     return hu
 
-# %% ../nbs/01_dicom.ipynb #e01149d5
+# %% ../nbs/01_dicom.ipynb #6d574eda
 def hu_from_dataset(
     ds, # A pydicom `Dataset` with its pixels
     path='' # What an error calls it
@@ -360,8 +362,8 @@ def _hu(ds, h):
     padding, inverted = _padding(h, size, signed), _get(h, 'PhotometricInterpretation') == 'MONOCHROME1'
     near_zero = rescales[0][1] > -100
     stored = _fit_bits(stored, bits, _number(h, 'HighBit', bits - 1), near_zero, lambda: _has_overlay(ds))
-    frames = [_frame_hu(o, bits, slope, intercept, padding, inverted) for o,
-        (slope,intercept,_) in zip(stored, rescales)]
+    def one(frame, slope, intercept, _): return _frame_hu(frame, bits, slope, intercept, padding, inverted)
+    frames = [one(o, *rescale) for o,rescale in zip(stored, rescales)]
     return frames[0] if len(frames) == 1 else np.stack(frames)
 
 # %% ../nbs/01_dicom.ipynb #ce43f53b
@@ -402,7 +404,7 @@ QUIRKS = {
     'odd value': 'pydicom warned about a value in the header',
 }
 
-# %% ../nbs/01_dicom.ipynb #328b2752
+# %% ../nbs/01_dicom.ipynb #e58c779a
 def quirks_of(
     ds # A pydicom `Dataset` with or without its pixels, or a dict of keywords and values
 ) -> list[str]: # Names in `QUIRKS`, some followed by a colon and a value, such as 'padding: -2000'
@@ -418,8 +420,8 @@ def quirks_of(
 
 def _pixel_quirks(h):
     "Quirks of how a pixel is stored"
-    bits, allocated, signed = _number(h, 'BitsStored', 16), _number(h, 'BitsAllocated', 16), _number(h,
-        'PixelRepresentation', 0)
+    bits, allocated = _number(h, 'BitsStored', 16), _number(h, 'BitsAllocated', 16)
+    signed = _number(h, 'PixelRepresentation', 0)
     rescale = _frame_rescales(h, 1, None)[0]
     intercept = rescale[1] if rescale else 0
     if needs_12bit_correction(bits, signed, intercept): yield '12-bit intercept 0'
@@ -431,12 +433,16 @@ def _pixel_quirks(h):
     if (padding := _get(h, 'PixelPaddingValue')) is not None: yield f'padding: {padding}'
     if _get(h, 'PhotometricInterpretation') == 'MONOCHROME1': yield 'MONOCHROME1'
 
+def _window_texts(centres, widths):
+    "Each centre with its width, alone where there is none"
+    return [f'{c:g}/{w:g}' if w is not None else f'{c:g}' for c,w in zip_longest(centres, widths[:len(centres)])]
+
 def _frame_quirks(h):
     "Quirks of the picture as a whole"
     if (n := _number(h, 'NumberOfFrames', 1)) > 1: yield f'multi-frame: {n}'
     centres, widths = ([float(o) for o in (v if isinstance(v, (MultiValue, list, tuple)) else [v])]
         for v in (h.get('WindowCenter') or [], h.get('WindowWidth') or []))
-    if len(centres) > 1: yield 'multi-valued window: ' + ', '.join(f'{c:g}/{w:g}' for c,w in zip(centres, widths))
+    if len(centres) > 1: yield 'multi-valued window: ' + ', '.join(_window_texts(centres, widths))
     rows, cols = _number(h, 'Rows'), _number(h, 'Columns')
     if rows != cols: yield f'not square: {rows}x{cols}'
     if _get(h, 'LossyImageCompression') == '01': yield 'lossy'

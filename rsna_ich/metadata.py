@@ -10,7 +10,7 @@ __all__ = ['COLUMNS', 'SIDE_SUFFIXES', 'SIDE_NAMES', 'FIELDS', 'MIN_TILT', 'OFF_
            'write_slices', 'load_slices', 'series_groups', 'slices_from_headers', 'count_quirks', 'Competition',
            'find_competition', 'QualityReport', 'check_folder']
 
-# %% ../nbs/02_metadata.ipynb #4376442a
+# %% ../nbs/02_metadata.ipynb #af0c58df
 import functools, hashlib, io, math, os, re, shutil, struct, zipfile, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.filereader import data_element_generator
 from pydicom.multival import MultiValue
 
-from .core import DISCLAIMER, InputError, atomic_path, progress, real_data
+from .core import DISCLAIMER, InputError, a_few, atomic_path, progress
 from .dicom import SliceError, header_reason, quirks_of, read_header, read_hu
 from .labels import check_any, find_labels, find_sample, read_labels, read_sample
 
@@ -58,20 +58,22 @@ def _open_zip(path, mtime): return zipfile.ZipFile(path)
 
 def _zip(path): return _open_zip(str(path), os.stat(path).st_mtime_ns)
 
-# %% ../nbs/02_metadata.ipynb #efc83183
+# %% ../nbs/02_metadata.ipynb #88ccfa0a
 def list_slices(
-    source # A folder (searched recursively), a zip, `archive.zip::folder` for a folder inside one, a file, or a list of files
+    source # A folder (searched recursively), a zip, `archive.zip::folder` inside one, a file, or a list of files
 ) -> pd.DataFrame: # `path`, `folder` (relative to the source) and `bytes`, ordered by path
     "The files that may be slices; raises `InputError` where there are none"
     many = isinstance(source, (list, tuple))
     if many: found = [(str(o), os.path.basename(os.path.dirname(str(o))), _size(o)) for o in source]
-    elif '::' in str(source): found = [o for o in _walk_zip(str(source).partition('::')[0]) if o[0].startswith(f'{source}/')] # a folder inside a zip
+    elif '::' in str(source): found = [o for o in _walk_zip(_archive(source)) if o[0].startswith(f'{source}/')]
     elif Path(source).is_dir(): found = list(_walk_folder(source))
     elif zipfile.is_zipfile(source): found = list(_walk_zip(source))
     elif Path(source).is_file(): found = [(str(source), Path(source).parent.name, _size(source))]
     else: raise InputError(source, 'no such folder, zip or file')
     if not found: raise InputError('list' if many else source, 'no DICOM files in it')
     return pd.DataFrame(found, columns=['path', 'folder', 'bytes']).sort_values('path', ignore_index=True)
+
+def _archive(path): return str(path).partition('::')[0]
 
 def _size(path): return os.path.getsize(path) if os.path.exists(path) else -1
 
@@ -189,7 +191,7 @@ def _header(found, order, syntax, pixels):
             if value is not None: res[keyword] = value
     return res
 
-# %% ../nbs/02_metadata.ipynb #d2b2f8b1
+# %% ../nbs/02_metadata.ipynb #be179a6b
 def read_fields(
     path, # A file, `archive.zip::member`, or an open binary file
     n_bytes:int=16384 # How much to read at first
@@ -202,7 +204,7 @@ def read_fields(
             header = _parse(b, size)
             if int(_first(header.get('NumberOfFrames')) or 1) > 1: break
             if 'PixelBytes' in header or len(b) >= size: return header
-        except Exception: pass
+        except Exception: pass # whatever it is, more of the file or else pydicom has the last word
         if len(b) >= size: break
     return _slow_fields(path)
 
@@ -580,7 +582,7 @@ def count_quirks(
     res = each.groupby('quirk').agg(slices=('slices', 'sum'), example=('example', 'first')).assign(series=series)
     return res[['slices', 'series', 'example']].sort_values(['slices'], ascending=False, kind='stable')
 
-# %% ../nbs/02_metadata.ipynb #452a3e2e
+# %% ../nbs/02_metadata.ipynb #0708e062
 class Competition(NamedTuple):
     "Where the parts of a competition folder are; None for a part that is not there"
     folder:Path # The folder that holds the images' folders
@@ -606,9 +608,11 @@ def find_competition(
 def _in_archive(folder):
     "The competition's parts inside a zip that lies in `folder`, as `archive.zip::folder`, or None"
     for archive in sorted(o for o in folder.glob('*.zip') if zipfile.is_zipfile(o)):
-        inside = {o.rpartition('/')[0].rpartition('/')[2]: o.rpartition('/')[0] for o in _zip(archive).namelist() if o.endswith('.dcm')}
+        folders = dict.fromkeys(o.rpartition('/')[0] for o in _zip(archive).namelist() if o.endswith('.dcm'))
+        inside = {o.rpartition('/')[2]: o for o in folders}
         for stage in 'stage_2','stage_1':
-            names = [next((n for end in ('', '_images') if (n := f'{stage}_{part}{end}') in inside), None) for part in ('train', 'test')]
+            names = [next((n for end in ('', '_images') if (n := f'{stage}_{part}{end}') in inside), None)
+                for part in ('train', 'test')]
             train,test = (Path(f'{archive}::{inside[n]}') if n else None for n in names)
             if train or test: return Competition(folder, find_labels(folder), find_sample(folder), train, test)
 
@@ -646,7 +650,7 @@ class QualityReport:
         with atomic_path(path.with_suffix('.csv')) as p: odd.to_csv(p, index=False)
         return path
 
-# %% ../nbs/02_metadata.ipynb #de57f95a
+# %% ../nbs/02_metadata.ipynb #f0239931
 def _rows(header, rows):
     "A Markdown table, numbers to the right"
     def cell(o): return f'{o:,}' if isinstance(o, (int, np.integer)) else str(o).replace('|', '\\|').replace('\n', ' ')
@@ -654,8 +658,6 @@ def _rows(header, rows):
     number = [bool(rows) and all(r[i].replace(',', '').isdigit() for r in rows) for i in range(len(header))]
     ends = ['---:' if o else '---' for o in number]
     return '\n'.join(f'| {" | ".join(o)} |' for o in [header, ends, *rows])
-
-def _some(ids, n=5): return ', '.join(map(str, ids[:n])) + (f' and {len(ids)-n:,} more' if len(ids)>n else '')
 
 def _counts(g):
     "Files, usable ones, left out, patients, studies, series"
@@ -667,17 +669,17 @@ def _markdown(report):
     parts = [[k, *_counts(g)] for k,g in t.groupby('part', sort=False)]
     out.append(_rows('part files usable left-out patients studies series'.split(), parts))
     if len(report.left_out): out += ['## Left out, by reason', _rows(['reason', 'files'], report.reasons.items())]
-    quirks,orphans = report.quirks,[[k, len(v), _some(v)] for k,v in report.orphans.items()]
+    quirks,orphans = report.quirks,[[k, len(v), a_few(v)] for k,v in report.orphans.items()]
     if len(quirks): out += ['## Quirks', _rows(['quirk', 'slices', 'series', 'example'], quirks.itertuples())]
     if orphans: out += ['## CSV and files', _rows(['', 'images', 'such as'], orphans)]
     if {'train', 'test'} <= set(t.part):
-        n,some = len(report.shared_patients),_some(report.shared_patients)
+        n,some = len(report.shared_patients),a_few(report.shared_patients)
         share = f'{n:,} of {t.patient_id.nunique():,}'
         out += ['## Patients in both train and test', f'{share}: {some}' if n else share]
     if report.problems: out += ['## Problems with the CSV files', *(f'- {o}' for o in report.problems)]
     return '\n\n'.join(out) + '\n'
 
-# %% ../nbs/02_metadata.ipynb #0e6f0471
+# %% ../nbs/02_metadata.ipynb #5fc1dcb9
 def check_folder(
     folder, # A competition folder, or a folder or zip of DICOM files
     n_jobs:int=2, # Processes
@@ -709,10 +711,11 @@ def _decode(t, n_jobs):
     return order_slices(t) if bad else t
 
 def _decode_reason(path):
-    try: read_hu(open_slice(path), name=path)
+    try:
+        with open_slice(path) as f: read_hu(f, name=path)
     except SliceError as e: return e.reason
 
-# %% ../nbs/02_metadata.ipynb #2ee32867
+# %% ../nbs/02_metadata.ipynb #2399a7f9
 def _compare(report, train_csv, sample_csv):
     "Compare the CSV files with the slices of a report, and note what is wrong with them"
     files = {k: set(g.image_id) for k,g in report.slices.groupby('part')}
@@ -726,6 +729,6 @@ def _compare(report, train_csv, sample_csv):
             both_ways(set(labels.index), 'train' if 'train' in files else 'files', 'label')
             if n := labels.attrs.get('duplicates'): report.problems.append(f'{train_csv.name}: {n:,} repeated rows')
             wrong = check_any(labels)
-            if wrong: report.problems.append(f'{train_csv.name}: `any` contradicts the subtypes: {_some(wrong)}')
+            if wrong: report.problems.append(f'{train_csv.name}: `any` contradicts the subtypes: {a_few(wrong)}')
         if sample_csv: both_ways(set(read_sample(sample_csv).image_id), 'test', 'row in the sample submission')
     except InputError as e: report.problems.append(f'{Path(e.path).name}: {e.reason}')

@@ -181,15 +181,16 @@ def choose_threshold(
     if k == 0: return float(np.nextafter(at[1], 2))
     return float((at[k] + at[k+1])/2) if k+1 < len(at) else float(at[k])
 
-# %% ../nbs/09_metrics.ipynb #758bdbe2
+# %% ../nbs/09_metrics.ipynb #1e4d90dd
 def predictive_values(
     sensitivity:float, # Of the detector
     specificity:float, # Of the detector
     prevalence # Share of positives where the detector is used, between 0 and 1, or an array of them
 ) -> tuple: # (positive, negative) predictive value; NaN where nothing is flagged, or nothing cleared
     "What a flag and the lack of one mean at another prevalence"
-    true_flags,false_flags = sensitivity*np.asarray(prevalence, float),(1-specificity)*(1-np.asarray(prevalence, float))
-    cleared,missed = specificity*(1-np.asarray(prevalence, float)),(1-sensitivity)*np.asarray(prevalence, float)
+    with_blood = np.asarray(prevalence, float)
+    true_flags,missed = sensitivity*with_blood,(1-sensitivity)*with_blood
+    false_flags,cleared = (1-specificity)*(1-with_blood),specificity*(1-with_blood)
     with np.errstate(invalid='ignore'): return true_flags/(true_flags+false_flags),cleared/(cleared+missed)
 
 # %% ../nbs/09_metrics.ipynb #757180af

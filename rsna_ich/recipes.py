@@ -141,39 +141,41 @@ def _check(recipe):
     for s in recipe.stages:
         if s.epochs < 1 or s.bs < 1 or s.size < 1 or s.freeze < 0 or s.lr <= 0: refuse('stages', f'{s} has no epochs, batch, size or learning rate')
 
-# %% ../nbs/11_recipes.ipynb #3306679e
+# %% ../nbs/11_recipes.ipynb #2b942d27
 OURS = [
     Recipe('quick', (Stage(48, 1), Stage(64, 1), Stage(80, 1)), source='for tests', store_size=96),
     Recipe('ours-cpu', (Stage(80, 6, lr=4e-3), Stage(112, 8, lr=3e-3), Stage(144, 4, lr=1.5e-3)), source='this project', store_size=160, sample='balanced', smoothing=.01),
-    Recipe('shipped', (Stage(96, 5, lr=4e-3), Stage(128, 6, lr=3e-3), Stage(160, 3, lr=1.5e-3)), source='this project', store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97),
+    Recipe('shipped', (Stage(96, 3, lr=4e-3), Stage(128, 5, lr=3e-3), Stage(160, 4, lr=2e-3), Stage(192, 3, lr=1.2e-3)), source='this project',
+           store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97),
     Recipe('ours', (Stage(192, 2, bs=64, lr=4e-4, freeze=1), Stage(288, 3, bs=48, lr=3e-4), Stage(384, 3, bs=32, lr=2e-4)), source='this project; not run on the real competition yet', backbone='convnext_small.fb_in22k_ft_in1k',
            windowing='bsb', neighbours=1, store_size=384, second_stage=True, smoothing=.01, dropout=.3, weight_decay=.05, ema=.9995, clip=1., folds=5),
 ]
 
-# %% ../nbs/11_recipes.ipynb #0748a458
+# %% ../nbs/11_recipes.ipynb #28e188cc
 TAINDOW = 'public Kaggle notebook taindow/pytorch-efficientnet-b0-benchmark, https://www.kaggle.com/taindow/pytorch-efficientnet-b0-benchmark'
 TAINDOW_RESNEXT = 'public Kaggle notebook taindow/pytorch-resnext-101-32x8d-benchmark, https://www.kaggle.com/taindow/pytorch-resnext-101-32x8d-benchmark'
 SERESNET = 'https://github.com/linzhenyuyuchen/RSNA-Intracranial-Hemorrhage-Detection'
 AKENSERT = 'public Kaggle notebook akensert/inceptionv3-prev-resnet50-keras-baseline-model and what was made of it'
+def _assumed(what): return f'{what} are not in the description that we have: they are assumed'
 plain = dict(effects=False, dropout=0., weight_decay=0., optimiser='adam', schedule='constant')
 senet_augment = 'flip',('shift_scale_rotate', dict(shift=.0625, scale=.1, stretch=0., rotate=45)),'brightness_contrast',('blur', dict(p=.5))
 
 NOTEBOOKS = [
     Recipe('densenet121-128', (Stage(128, 10, bs=64, lr=2e-5, body_lr=1.),), source='public Kaggle notebooks, DenseNet121 at 128 pixels for 10 epochs', reported=.116, backbone='densenet121',
-           windowing='bsb', store_size=128, **plain | dict(schedule='one_cycle', optimiser='adamw')),
+           windowing='bsb', store_size=128, **plain | dict(schedule='one_cycle', optimiser='adamw'), differs=_assumed('learning rate, batch, schedule and optimiser')),
     Recipe('densenet121-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),), source='public Kaggle notebooks, DenseNet121 at 224 pixels', reported=.095, backbone='densenet121', windowing='bsb', store_size=224, **plain,
            differs='10 epochs scored .100 and 30 epochs .286'),
-    Recipe('resnext101-wsl-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),), source=TAINDOW_RESNEXT, reported=.085, backbone='resnext101_32x8d.fb_wsl_ig1b_ft_in1k', windowing='bsb', store_size=224, augment=('flip',), **plain),
+    Recipe('resnext101-wsl-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),), source=TAINDOW_RESNEXT, reported=.085, backbone='resnext101_32x8d.fb_wsl_ig1b_ft_in1k', windowing='bsb', store_size=224, augment=('flip',), **plain, differs=_assumed('learning rate and batch')),
     Recipe('resnext101-32x32d-wsl-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),), source=TAINDOW_RESNEXT + ', wider', reported=.084, backbone='resnext101_32x32d.fb_wsl_ig1b_ft_in1k', windowing='bsb', store_size=224, augment=('flip',), **plain,
-           differs='6 epochs scored .090'),
+           differs='6 epochs scored .090; ' + _assumed('learning rate and batch')),
     Recipe('efficientnet-b0-224', (Stage(224, 5, bs=32, lr=2e-5, body_lr=1.),), source=TAINDOW, reported=.120, backbone='tf_efficientnet_b0', windowing='bsb', store_size=224, holdout=.1, augment=('flip',), **plain,
-           differs='trained on 90% of the images'),
+           differs='90% of the images, not of the patients; the learning rate is not in the description that we have: it is assumed'),
     Recipe('se-resnet50-224', (Stage(224, 3, bs=28, lr=6e-5, body_lr=1.),), source=SERESNET, reported=.090, backbone='legacy_seresnet50', windowing='brain', store_size=224, augment=senet_augment,
            **plain | dict(schedule='steps'), schedule_numbers=dict(n=3, rate=2/3), differs='cropped the middle 200 of 224 pixels instead of the head; five folds of images'),
-    Recipe('se-resnet50-224-windows', (Stage(224, 3, bs=28, lr=6e-5, body_lr=1.),), source=SERESNET, reported=.075, backbone='legacy_seresnet50', windowing='bsb', store_size=224, augment=senet_augment,
-           **plain | dict(schedule='steps'), schedule_numbers=dict(n=3, rate=2/3), differs='third window soft tissue (40/380) instead of bone; cropped the middle 200 of 224 pixels instead of the head; took each channel\'s mean off; five folds of images'),
+    Recipe('se-resnet50-224-windows', (Stage(224, 3, bs=28, lr=6e-5, body_lr=1.),), source=SERESNET, reported=.075, backbone='legacy_seresnet50', windowing='appian', store_size=224, augment=senet_augment,
+           **plain | dict(schedule='steps'), schedule_numbers=dict(n=3, rate=2/3), differs='cropped the middle 200 of 224 pixels instead of the head; took each channel\'s mean off; five folds of images'),
     Recipe('efficientnet-b7-folds', (Stage(224, 4, bs=32, lr=1e-4, body_lr=1.),), source='public Kaggle kernels, EfficientNet-B7 (and B1, B2) in five folds', backbone='tf_efficientnet_b7', windowing='bottom_bsb', store_size=224, folds=5, augment=('flip',), **plain,
-           differs='size, batch, epochs and learning rate are not in the description that we have: they are ours'),
+           differs=_assumed('size, batch, epochs and learning rate')),
     Recipe('resnet50-224', (Stage(224, 5, bs=32, lr=5e-4, body_lr=1.),), source=AKENSERT, reported=.07895, backbone='resnet50', windowing='bsb', store_size=224, **plain | dict(schedule='steps'), schedule_numbers=dict(n=5, rate=.8),
            differs='ShuffleSplit of images, not of patients; reported on the private leaderboard'),
     Recipe('efficientnet-b4-256', (Stage(256, 6, bs=16, lr=1e-4, body_lr=1.),), source='public Kaggle notebooks, Keras EfficientNet-B4 after akensert', reported=.17564, backbone='tf_efficientnet_b4', windowing='bsb', store_size=256, **plain | dict(dropout=.2),
@@ -200,20 +202,21 @@ MEMBERS = [
     Recipe('ensemble-inception', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='inception_v3', **pengbo),
 ]
 
-# %% ../nbs/11_recipes.ipynb #0d6d8f10
+# %% ../nbs/11_recipes.ipynb #3aa2aedd
 WINNERS = [
     Recipe('ensemble-b0-b1-b3-inception', (), source=PENGBO, reported=.06041, members=(('ensemble-b0', 1), ('ensemble-b1', 1), ('ensemble-b3', 1.5), ('ensemble-inception', .5)), flip_weight=.35,
            differs='reported on the private leaderboard'),
     Recipe('winner-1st', (), source=SEUTAO, reported=.04383, members=(('winner-1st-densenet121', 1), ('winner-1st-densenet169', 1), ('winner-1st-seresnext101', 1)), second_stage=True, folds=5,
            differs='four slices a study in each of 80 epochs; two sequence models over embeddings, probabilities and metadata'),
-    Recipe('winner-2nd', (Stage(480, 5, bs=64, lr=2e-5, body_lr=1.),), source=DARRAGH, reported=.044, backbone='resnext101_32x8d.fb_wsl_ig1b_ft_in1k', windowing='bsb', store_size=480, folds=5, trained_folds=3, second_stage=True,
+    Recipe('winner-2nd', (Stage(480, 5, bs=64, lr=2e-5, body_lr=1.),), source=DARRAGH, reported=.044, backbone='resnext101_32x8d.fb_wsl_ig1b_ft_in1k', windowing='appian', store_size=480, folds=5, trained_folds=3, second_stage=True,
            augment=('flip', ('shift_scale_rotate', dict(shift=.05, scale=.05, stretch=0., rotate=20, p=.3))), effects=False, optimiser='adam', weight_decay=0., schedule='constant', dropout=0.,
-           differs='windows 40/80, 80/200 and 40/380: soft tissue instead of bone; half the pictures transposed; every epoch of three folds gave embeddings; with differences to the neighbours they went into a 2-layer bidirectional LSTM, 15 of them averaged'),
-    Recipe('winner-3rd', (Stage(512, 3, bs=28, lr=1.4e-4, body_lr=1.),), source=THIRD, reported=.045, backbone='legacy_seresnext50_32x4d', windowing='bsb', neighbours=1, store_size=512, effects=False, optimiser='adam', weight_decay=0., dropout=0., second_stage=True,
+           differs='half the pictures transposed; every epoch of three folds gave embeddings; with differences to the neighbours they went into a 2-layer bidirectional LSTM, 15 of them averaged'),
+    Recipe('winner-3rd', (Stage(512, 3, bs=28, lr=1.4e-4, body_lr=1.),), source=THIRD, reported=.045, backbone='legacy_seresnext50_32x4d', windowing='subdural', neighbours=1, store_size=512, effects=False, optimiser='adam', weight_decay=0., dropout=0., second_stage=True,
            schedule='steps', schedule_numbers=dict(n=3, rate=3/7), augment=('flip', 'rotate', ('random_crop', dict(low=.84, high=1.)), 'brightness_contrast'),
-           differs='one of some twenty networks that were stacked, most on the subdural window alone; learning rate, batch and augmentation are those of Appian\'s public SE-ResNeXt50 code'),
-    Recipe('fastai-progressive', (Stage(96, 2, bs=512, lr=1e-2, freeze=1), Stage(160, 2, bs=256, lr=1e-3), Stage(256, 2, bs=128, lr=1e-3), Stage(192, 1, bs=128, lr=1e-3), Stage(512, 1, bs=32, lr=5e-4)), source=HOWARD, backbone='resnet50', pool='concat', windowing='frequency',
-           store_size=512, augment=('flip', ('shift_scale_rotate', dict(shift=0., scale=.1, stretch=0., rotate=10))), effects=False, differs='brain and subdural window beside the histogram channel; first on a balanced sample of JPEGs; epochs, batches and learning rates of each size are ours'),
+           differs='one of some twenty networks that were stacked; learning rate, batch and augmentation are those of Appian\'s public SE-ResNeXt50 code'),
+    Recipe('fastai-progressive', (Stage(96, 4, bs=128, lr=1e-2, freeze=1), Stage(160, 3, bs=128, lr=1e-3, freeze=1), Stage(256, 2, bs=64, lr=1e-3), Stage(192, 1, bs=128, lr=1e-3), Stage(512, 1, bs=32, lr=5e-4)), source=HOWARD, backbone='resnet50', pool='concat', windowing='brain_subdural_frequency',
+           store_size=512, augment=('flip', ('shift_scale_rotate', dict(shift=0., scale=.1, stretch=0., rotate=10))), effects=False, weight_decay=.01,
+           differs='an xresnet50; the first two sizes on a balanced sample of JPEGs; the histogram channel has one set of breakpoints for all images, ours one for each; positives weigh twice (any) in its loss; epochs, batches and learning rates of the stages at 192 and 512 are assumed'),
 ]
 RECIPES = {r.name: r for r in [*OURS, *NOTEBOOKS, *MEMBERS, *WINNERS]}
 

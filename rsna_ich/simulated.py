@@ -19,7 +19,7 @@ from .labels import SUBTYPES
 from .phantom import make_id, plan_scan, simulate_patient
 from .store import Store, build_store
 
-# %% ../nbs/06a_simulated.ipynb #44f3e83c
+# %% ../nbs/06a_simulated.ipynb #0c639c0b
 def simulated_table(
     n_patients:int, # How many
     seed:int, # Of the population: patients of different seeds are different people
@@ -29,8 +29,9 @@ def simulated_table(
     rows = []
     for i,patient in enumerate(np.random.default_rng([seed, 7]).integers(2**31, size=n_patients).tolist()):
         protocol,z = plan_scan(patient, max_slices=max_slices)
-        ids = dict(patient_id=make_id(seed, 'patient', i, digits=8), study_id=make_id(seed, 'study', i, digits=10), series_id=make_id(seed, 'series', i, digits=10))
-        rows += [dict(image_id=make_id(seed, i, k), path=f'simulated:{patient}', **ids, slice_index=k, n_slices=len(z), z_mm=float(o), thickness_mm=protocol.thickness, status='ok') for k,o in enumerate(z)]
+        ids = {f'{kind}_id': make_id(seed, kind, i, digits=8 if kind == 'patient' else 10) for kind in ('patient', 'study', 'series')}
+        about = dict(path=f'simulated:{patient}', **ids, n_slices=len(z), thickness_mm=protocol.thickness, status='ok')
+        rows += [dict(image_id=make_id(seed, i, k), slice_index=k, z_mm=float(o), **about) for k,o in enumerate(z)]
     return pd.DataFrame(rows)
 
 # %% ../nbs/06a_simulated.ipynb #8724a3df

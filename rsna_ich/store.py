@@ -10,11 +10,14 @@ __all__ = ['BRAIN_LIMITS', 'BOX_PIXELS', 'BOX_SLICES', 'OPENING', 'CODE_HU', 'CO
            'pixels_to_box', 'uncrop', 'encode', 'decode', 'read_series', 'Store', 'build_store', 'export_png',
            'png_folder']
 
-# %% ../nbs/06_store.ipynb #bab07351
+# %% ../nbs/06_store.ipynb #86cd293e
 import errno, hashlib, json, os, shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -26,37 +29,85 @@ from .dicom import read_hu
 from .metadata import open_slice
 from .windowing import BRAIN, SOFT, SUBDURAL, window_channels
 
-# %% ../nbs/06_store.ipynb #985463e4
+# %% ../nbs/06_store.ipynb #3405fe33
 BRAIN_LIMITS = 0, 80 # HU: grey and white matter and blood lie between, air is below, bone above
 BOX_PIXELS = 100     # the head is looked for on a picture of about so many pixels a side
 BOX_SLICES = 32      # and on at most so many slices of a series
 OPENING = 5          # pixels of that picture; a table's shell is thinner, a head is not
 
-def _head_mask(
-    picture # HU, (h, w), about `BOX_PIXELS` a side
-): # bool, (h, w), or None where nothing stands out
-    "The largest piece of tissue or bone"
-    from scipy import ndimage
-    picture = ndimage.uniform_filter(np.clip(picture, *BRAIN_LIMITS).astype(np.uint8), 3)
-    count = np.bincount(picture.ravel())
-    count[0] = 0
-    if not count.any(): return None
-    bright = np.searchsorted(count.cumsum(), .98*count.sum())
-    mask = (picture > .2*bright).view(np.uint8)
-    for f in ndimage.minimum_filter,ndimage.maximum_filter: mask = f(mask, OPENING, mode='constant')
-    labels,n = ndimage.label(mask)
-    return labels == 1 + np.bincount(labels.ravel())[1:].argmax() if n else None
+def _ends(stack, axis, width, **kwargs):
+    "`stack` with `width` more pixels at both ends of an axis, which is then the second"
+    return np.pad(stack, [(width*(i == axis),)*2 for i in range(3)], **kwargs).swapaxes(1, axis)
 
-# %% ../nbs/06_store.ipynb #cab3b6b0
+def _blurred(pictures):
+    "Means of 3 x 3 pixels, rounded down after rows and after columns"
+    for axis in 1,2:
+        o = _ends(pictures, axis, 1, mode='edge')
+        pictures = ((o[:,:-2] + o[:,1:-1] + o[:,2:])//3).swapaxes(1, axis)
+    return pictures
+
+def _opened(masks):
+    "Without what is narrower than `OPENING`"
+    for join in np.logical_and,np.logical_or:
+        for axis in 1,2:
+            o = _ends(masks, axis, OPENING//2)
+            masks = o[:,:masks.shape[axis]].copy()
+            for k in range(1, OPENING): join(masks, o[:,k:k+masks.shape[1]], out=masks)
+            masks = masks.swapaxes(1, axis)
+    return masks
+
+# %% ../nbs/06_store.ipynb #ea6c7f40
+def _joined(low, high):
+    "For runs that touch the runs `low` up to `high`: the first run of the piece that each belongs to"
+    count = np.maximum(high - low, 0)
+    one = np.repeat(np.arange(len(low)), count)
+    other = np.arange(len(one)) + np.repeat(low - count.cumsum() + count, count)
+    first = np.arange(len(low))
+    while ((p := first[one]) != (q := first[other])).any():
+        np.minimum.at(first, np.maximum(p, q), np.minimum(p, q))
+        while ((up := first[first]) != first).any(): first = up
+    return first
+
+def _largest_pieces(
+    masks # bool, (n, h, w)
+): # bool, (n, h, w)
+    "The largest connected piece of each"
+    n,h,w = masks.shape
+    line = np.zeros((n, h+1, w+1), bool)
+    line[:,:h,:w] = masks
+    edges = np.flatnonzero(np.diff(line.ravel(), prepend=False))
+    starts,stops = edges[::2],edges[1::2]
+    first = _joined(np.searchsorted(stops, starts + w+1, 'right'), np.searchsorted(starts, stops + w+1))
+    area = np.bincount(first, stops-starts, len(first))
+    parts = np.searchsorted(starts, np.arange(n+1)*(h+1)*(w+1))
+    largest = [a + area[a:b].argmax() for a,b in zip(parts[:-1], parts[1:]) if b > a]
+    line[line] = np.repeat(np.isin(first, largest), stops-starts)
+    return line[:,:h,:w]
+
+def _head_masks(
+    pictures # HU, (n, h, w), about `BOX_PIXELS` a side
+): # bool, (n, h, w); none where nothing stands out
+    "The largest piece of tissue or bone on each slice"
+    n = len(pictures)
+    pictures = _blurred(np.clip(pictures, *BRAIN_LIMITS).astype(np.uint8))
+    count = np.bincount((pictures + 256*np.arange(n)[:,None,None]).ravel(), minlength=256*n).reshape(n, 256)
+    count[:,0] = 0
+    bright = (count.cumsum(1) < .98*count.sum(1, keepdims=True)).sum(1)
+    return _largest_pieces(_opened(pictures > (.2*bright).astype(np.uint8)[:,None,None]))
+
+# %% ../nbs/06_store.ipynb #45daed52
 def _head_bounds(
-    hu # HU, (h, w)
-): # (top, left, bottom, right, area) in pixels, None where there is no head
-    "Bounding box and area of the head on one slice"
-    step = max(1, round(max(hu.shape)/BOX_PIXELS))
-    mask = _head_mask(hu[::step,::step])
-    if mask is None: return None
-    rows,cols = np.flatnonzero(mask.any(1)),np.flatnonzero(mask.any(0))
-    return rows[0]*step, cols[0]*step, (rows[-1]+1)*step, (cols[-1]+1)*step, mask.sum()*step**2
+    hu, # HU, (n, h, w)
+    some=slice(None) # Numbers of the slices to look at
+): # (top, left, bottom, right, area) in pixels of each slice with a head, (slices, 5)
+    "Bounding box and area of the head"
+    step = max(1, round(max(hu[0].shape)/BOX_PIXELS))
+    masks = _head_masks(np.stack([o[::step,::step] for o in hu[some]]))
+    masks = masks[masks.any((1, 2))]
+    _,h,w = masks.shape
+    if not len(masks): return np.zeros((0, 5), int)
+    rows,cols = masks.any(2),masks.any(1)
+    return np.stack([rows.argmax(1), cols.argmax(1), h - rows[:,::-1].argmax(1), w - cols[:,::-1].argmax(1), masks.sum((1, 2))*step], 1)*step
 
 # %% ../nbs/06_store.ipynb #20406f43
 class Box(NamedTuple):
@@ -72,18 +123,25 @@ def whole_box(
     h,w = shape[-2:]
     return Box((h - max(h, w))//2, (w - max(h, w))//2, max(h, w))
 
-# %% ../nbs/06_store.ipynb #975cf835
+# %% ../nbs/06_store.ipynb #e3bdc250
+def _series(hu):
+    "`hu` as an array, unless it is a list of slices: to copy a series costs more than to find its head"
+    if isinstance(hu, list) and hu and all(isinstance(o, np.ndarray) and o.ndim == 2 for o in hu) and len({o.shape for o in hu}) == 1: return hu
+    return np.asarray(hu)
+
+# %% ../nbs/06_store.ipynb #0e395e48
 def head_box(
-    hu, # HU of a series, (n, h, w), or of one slice, (h, w)
+    hu, # HU of a series, (n, h, w) or a list of slices, or of one slice, (h, w)
     margin:float=.06 # Added on each side, of the head's longer side
 ) -> Box: # The same for all slices of the series
     "The square round the head; round the whole picture where no head is found"
-    hu = np.asarray(hu)
-    if hu.ndim == 2: hu = hu[None]
-    if hu.ndim != 3 or not hu.size: raise ValueError(f'a series is (n, h, w), not the shape {hu.shape}')
+    hu = _series(hu)
+    if isinstance(hu, np.ndarray):
+        if hu.ndim == 2: hu = hu[None]
+        if hu.ndim != 3 or not hu.size: raise ValueError(f'a series is (n, h, w), not the shape {hu.shape}')
     some = np.linspace(0, len(hu)-1, min(len(hu), BOX_SLICES)).round().astype(int)
-    found = np.array([b for i in some if (b := _head_bounds(hu[i])) is not None], dtype=float)
-    if not len(found): return whole_box(hu.shape)
+    found = _head_bounds([hu[i] for i in some]).astype(float)
+    if not len(found): return whole_box(hu[0].shape)
     found = found[found[:,4] >= .4*np.percentile(found[:,4], 75)]
     (top,left),(bottom,right) = np.percentile(found[:,:2], 10, axis=0),np.percentile(found[:,2:4], 90, axis=0)
     size = max(8, round(max(bottom-top, right-left)*(1 + 2*margin)))
@@ -103,17 +161,17 @@ def _crop(
     out[max(0, -top):max(0, -top)+part.shape[0], max(0, -left):max(0, -left)+part.shape[1]] = part
     return out
 
-# %% ../nbs/06_store.ipynb #289c0c4c
+# %% ../nbs/06_store.ipynb #2ac61171
 def crop_resize(
-    hu, # HU, (n, h, w) or (h, w)
+    hu, # HU, (n, h, w), a list of slices, or (h, w)
     box:Box, # What to keep, in pixels of `hu`
     size:int, # Pixels a side of the result
     pad:int|None=None # HU beyond the picture; the lowest in `hu` unless given (air, or a web picture's black)
 ): # int16 HU, (n, size, size) or (size, size)
     "The part of `hu` in `box`, resized with anti-aliasing"
-    hu = np.asarray(hu)
-    if pad is None: pad = hu.min() if hu.size else -1024
-    if hu.ndim == 2: return crop_resize(hu[None], box, size, pad)[0]
+    hu = _series(hu)
+    if pad is None: pad = min((o.min() for o in (hu if isinstance(hu, list) else [hu]) if o.size), default=-1024)
+    if isinstance(hu, np.ndarray) and hu.ndim == 2: return crop_resize(hu[None], box, size, pad)[0]
     kind = Image.Resampling.HAMMING if box.size > size else Image.Resampling.BILINEAR
     out = np.empty((len(hu), size, size), np.int16)
     for o,picture in zip(out, hu):
@@ -122,9 +180,9 @@ def crop_resize(
         o[:] = np.rint(picture)
     return out
 
-# %% ../nbs/06_store.ipynb #aa6cc867
+# %% ../nbs/06_store.ipynb #3e043732
 def prepare(
-    hu, # HU of a series, (n, h, w)
+    hu, # HU of a series, (n, h, w) or a list of slices
     size:int=256, # Pixels a side of the result
     crop:bool=True, # Crop to the head? Otherwise the whole picture
     box:Box|None=None # Where it is known already
@@ -210,21 +268,26 @@ def _arrays(rows, pixels):
         else: kept += [(int(row), frame, hu) for frame,hu in enumerate(o if np.ndim(o) == 3 else [o])]
     return kept, failed
 
-# %% ../nbs/06_store.ipynb #166d7f12
+# %% ../nbs/06_store.ipynb #1096952a
+def _keep_memory():
+    "Free a large block that nobody wrote to, after which glibc keeps up to twice as much for what comes next"
+    np.empty(31*2**20, np.uint8)
+
 def _prepare_series(
     rows, # Rows of the slices table, in order
     sample, # Rows to find the box on, where these are not all of the series
     read, size, encoding, crop # As for `build_store`
 ) -> dict: # `hu` (n, size, size), `rows`: (row, frame, top, left, size) each, `failed`: (row, reason) each
     "One task: a series' slices as the store keeps them"
+    _keep_memory()
     kept,failed = _arrays(rows, _pixels(read, rows))
     seen = kept if sample is None else _arrays(sample, _pixels(read, sample))[0]
     out,boxes = np.empty((len(kept), size, size), np.int16),{}
     for shape in {o.shape for *_,o in kept}:
         which = [i for i,(*_,o) in enumerate(kept) if o.shape == shape]
         same = [o for *_,o in seen if o.shape == shape]
-        box = head_box(np.stack(same)) if crop and same else whole_box(shape)
-        out[which],boxes[shape] = prepare(np.stack([kept[i][2] for i in which]), size, box=box)
+        boxes[shape] = head_box(same) if crop and same else whole_box(shape)
+        out[which] = prepare([kept[i][2] for i in which], size, box=boxes[shape])[0]
     return dict(hu=encode(out) if encoding == 'uint8' else out, failed=failed, rows=[(row, frame, *boxes[o.shape]) for row,frame,o in kept])
 
 # %% ../nbs/06_store.ipynb #038477f4
@@ -413,7 +476,7 @@ def _tasks(
         tasks += [(o[i:i+PIECE], some) for i in range(0, len(o), PIECE) if len(o)]
     return tasks
 
-# %% ../nbs/06_store.ipynb #e4ceb140
+# %% ../nbs/06_store.ipynb #e6ad615d
 def _take(tasks, portion):
     "The next tasks, of about `portion` slices together"
     out,n = [],0
@@ -422,12 +485,43 @@ def _take(tasks, portion):
         n += len(task[0])
     return out
 
-def _results(work, tasks, n_jobs, portion):
-    "Yield `work(*task)` of each task, in order, from `n_jobs` processes, with about `portion` slices under way at most"
+def _results(work, table, tasks, n_jobs, portion):
+    "Yield `work` of each task's rows, in order, from `n_jobs` processes, with about `portion` slices under way at most"
     from joblib import Parallel, delayed
     tasks = iter(tasks)
     with Parallel(n_jobs=n_jobs, return_as='generator') as parallel:
-        while some := _take(tasks, portion): yield from parallel(delayed(work)(*o) for o in some)
+        while some := _take(tasks, portion):
+            yield from parallel(delayed(work)(*(None if o is None else table.take(o) for o in rows)) for rows in some)
+
+# %% ../nbs/06_store.ipynb #3aaec19e
+def _leave(work, folder, *task):
+    "What `work` returns, but its `hu` as a file in `folder`, where this process can write one"
+    entry = work(*task)
+    path,hu = f'{folder}/{uuid4().hex}',np.ascontiguousarray(entry['hu'])
+    if not len(hu): return entry
+    try:
+        with open(path, 'xb') as f: f.write(memoryview(hu).cast('B'))
+    except OSError:
+        with suppress(OSError): os.unlink(path)
+        return entry
+    return entry | dict(hu=(path, hu.dtype, hu.shape))
+
+@contextmanager
+def _spool(folder):
+    "A new folder in `folder` for what is on its way; those of killed builds are removed"
+    def clear():
+        for o in folder.glob('.spool*'): shutil.rmtree(o, ignore_errors=True)
+    clear()
+    try: yield mkdtemp(prefix='.spool', dir=folder)
+    finally: clear()
+
+def _fetched(entries):
+    "Yield each entry with the pixels that `_leave` left, which are deleted when the next is asked for"
+    for entry in entries:
+        left = entry['hu'] if isinstance(entry['hu'], tuple) else None
+        if left: entry['hu'] = np.memmap(left[0], left[1], 'r', shape=left[2])
+        yield entry
+        if left: os.unlink(left[0])
 
 # %% ../nbs/06_store.ipynb #abfb9afe
 CROP_RULE = 1 # to be raised when `head_box` or `crop_resize` changes its results
@@ -480,7 +574,7 @@ def _is_finished(dest, config):
     try: return config.items() <= json.loads((dest/'store.json').read_text()).items()
     except (OSError, ValueError): return False
 
-# %% ../nbs/06_store.ipynb #c2ba6a9b
+# %% ../nbs/06_store.ipynb #b5bd6f09
 def _run_build(dest, table, config, n_jobs, read, desc):
     "Everything of `build_store` between looking at the folder and opening the store"
     (dest/'store.json').unlink(missing_ok=True)
@@ -490,12 +584,13 @@ def _run_build(dest, table, config, n_jobs, read, desc):
     done,total = (sum(len(o[0]) for o in part) for part in (tasks[:len(build.entries)], tasks))
     if (need := (total-done)*slice_bytes) > (free := shutil.disk_usage(dest).free):
         raise InputError(dest, f'no room: the store needs {need/1e9:.1f} GB more and {free/1e9:.1f} GB are free')
-    options = read, config['size'], config['encoding'], config['crop'] == 'head'
-    todo = ((table.loc[rows], None if some is None else table.loc[some], *options) for rows,some in tasks[len(build.entries):])
-    if len(tasks) - len(build.entries) < 2: n_jobs = 1
+    todo = tasks[len(build.entries):]
+    if len(todo) < 2: n_jobs = 1
+    work = partial(_prepare_series, read=read, size=config['size'], encoding=config['encoding'], crop=config['crop'] == 'head')
     try:
-        with progress(total=total, initial=done, desc=desc, unit='slice') as bar:
-            for entry in _results(_prepare_series, todo, n_jobs, max(1, PORTION//slice_bytes)):
+        with progress(total=total, initial=done, desc=desc, unit='slice') as bar, nullcontext() if n_jobs == 1 else _spool(dest) as spool:
+            if spool: work = partial(_leave, work, spool)
+            for entry in _fetched(_results(work, table, todo, n_jobs, max(1, PORTION//slice_bytes))):
                 build.add(entry)
                 bar.update(len(entry['rows']) + len(entry['failed']))
         build.finish()
@@ -544,7 +639,7 @@ def export_png(
         Parallel(n_jobs=n_jobs, prefer='threads')(delayed(save)(i, name) for i,name in enumerate(todo))
     return dest
 
-# %% ../nbs/06_store.ipynb #2d057b12
+# %% ../nbs/06_store.ipynb #adda38da
 def _series_pictures(rows, sample, read, size, crop, dest, bits, windows):
     "One task: a series' slices as PNG files, and what `_prepare_series` says of them, without the HU"
     entry = _prepare_series(rows, sample, read, size, 'int16', crop)
@@ -553,16 +648,16 @@ def _series_pictures(rows, sample, read, size, crop, dest, bits, windows):
         with atomic_path(dest/f'{name}.png') as p: _as_image(hu, bits, windows).save(p)
     return entry
 
-def _run_pictures(table, dest, size, crop, n_jobs, *options):
+def _run_pictures(table, dest, size, n_jobs, **options):
     "The tasks that the journal does not have, then the tables"
     journal,tasks = dest/'building.jsonl',_tasks(table)
     lines = journal.read_bytes().split(b'\n')[:-1] if journal.exists() else []
     entries = [json.loads(o) for o in lines]
     if journal.exists(): os.truncate(journal, sum(len(o) + 1 for o in lines))
-    todo = ((table.loc[rows], None if some is None else table.loc[some], *options) for rows,some in tasks[len(entries):])
+    work = partial(_series_pictures, size=size, dest=dest, **options)
     done,total = (sum(len(o[0]) for o in part) for part in (tasks[:len(entries)], tasks))
     with open(journal, 'ab', buffering=0) as f, progress(total=total, initial=done, desc='png', unit='slice') as bar:
-        for entry in _results(_series_pictures, todo, n_jobs, PORTION//(size**2*2) + 1):
+        for entry in _results(work, table, tasks[len(entries):], n_jobs, PORTION//(size**2*2) + 1):
             f.write(json.dumps(entry).encode() + b'\n')
             entries.append(entry)
             bar.update(len(entry['rows']) + len(entry['failed']))
@@ -570,7 +665,7 @@ def _run_pictures(table, dest, size, crop, n_jobs, *options):
         with atomic_path(dest/f'{name}.csv') as p: o.to_csv(p, index=False)
     journal.unlink()
 
-# %% ../nbs/06_store.ipynb #088f8840
+# %% ../nbs/06_store.ipynb #7a3acba9
 def png_folder(
     table, # The slices table
     dest, # Folder of the pictures, `image_id.png` each
@@ -589,5 +684,5 @@ def png_folder(
         dest.mkdir(parents=True, exist_ok=True)
         with _only_builder(dest):
             _begin_pictures(dest, made)
-            if not (dest/'slices.csv').exists(): _run_pictures(table, dest, size, crop, n_jobs, read, size, crop, dest, bits, windows)
+            if not (dest/'slices.csv').exists(): _run_pictures(table, dest, size, n_jobs, read=read, crop=crop, bits=bits, windows=windows)
     return dest

@@ -16,7 +16,8 @@ def root(): return ROOT
 def pytest_terminal_summary(terminalreporter):
     "Seconds per notebook, slowest first"
     reports = [r for status in ('passed', 'failed') for r in terminalreporter.stats.get(status, [])]
-    times = [(value, r.nodeid) for r in reports for name, value in getattr(r, 'user_properties', []) if name == 'notebook_seconds']
+    properties = {r.nodeid: dict(getattr(r, 'user_properties', [])) for r in reports}
+    times = [(found['notebook_seconds'], name) for name, found in properties.items() if 'notebook_seconds' in found]
     if not times: return
     terminalreporter.section('seconds per notebook')
     for seconds, nodeid in sorted(times, reverse=True): terminalreporter.write_line(f'{seconds:7.1f}  {nodeid}')

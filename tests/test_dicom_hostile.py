@@ -5,7 +5,7 @@ import numpy as np, pytest
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from rsna_ich.core import real_data
 from rsna_ich.dicom import HU_FLOOR, SliceError, header_reason, quirks_of, read_header, read_hu

@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from build_docs import ELSEWHERE, Anchors, dead_links, manifest, page_name, sidebar
+from build_docs import Anchors, dead_links, from_elsewhere, manifest, page_name, sidebar
 from nbdev.doclinks import nbglob
+from test_house import default_exp
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS, DOCS = ROOT/'nbs', ROOT/'docs'
-PAGES = sorted(DOCS.rglob('*.html'))
+# A page may have another name than its module
+EXPORTS = [(p, m) for p in sorted(nbglob(NBS, as_path=True)) if (m := default_exp(p))]
 LARGEST_SITE = 25e6  # bytes
 
 
@@ -47,10 +49,9 @@ def test_site_is_small(): assert sum(p.stat().st_size for p in DOCS.rglob('*') i
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    loaded = [f'{p.name}: {m[0]}' for p in PAGES for m in ELSEWHERE.finditer(p.read_text(encoding='utf-8'))]
-    assert loaded == []
-    styles = [f'{p.name}' for p in DOCS.rglob('*.css') if 'url(http' in p.read_text(encoding='utf-8') or '@import' in p.read_text(encoding='utf-8')]
-    assert styles == []
+    assert from_elsewhere(DOCS) == []
+    sheets = {p.name: p.read_text(encoding='utf-8') for p in DOCS.rglob('*.css')}
+    assert [name for name, text in sheets.items() if 'url(http' in text or '@import' in text] == []
 
 
 def test_no_dead_link(): assert dead_links(DOCS) == []
@@ -59,13 +60,15 @@ def test_no_dead_link(): assert dead_links(DOCS) == []
 def public_names(module):
     "Functions and classes in a module's `__all__`"
     tree = ast.parse((ROOT/'rsna_ich'/f'{module}.py').read_text(encoding='utf-8'))
-    exported = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__'), [])
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__']
+    exported = ast.literal_eval(lists[0]) if lists else []
     return [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in exported]
 
 
-@pytest.mark.parametrize('page', [p for p in PAGES if (ROOT/'rsna_ich'/f'{p.stem}.py').exists() and p.parent == DOCS], ids=lambda p: p.stem)
-def test_every_public_name_has_its_entry_with_a_source_link(page):
+@pytest.mark.parametrize('notebook,module', EXPORTS, ids=[m for _, m in EXPORTS])
+def test_every_public_name_has_its_entry_with_a_source_link(notebook, module):
+    page = (DOCS/page_name(notebook.relative_to(NBS))).with_suffix('.html')
     ids = {i.lower() for i in Anchors(page).ids}
-    text = page.read_text(encoding='utf-8')
-    assert [n for n in public_names(page.stem) if n.lower() not in ids] == []
-    assert not public_names(page.stem) or f'rsna_ich/{page.stem}.py#L' in text
+    names = public_names(module)
+    assert [n for n in names if n.lower() not in ids] == []
+    assert not names or f'rsna_ich/{module}.py#L' in page.read_text(encoding='utf-8')

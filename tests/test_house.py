@@ -72,7 +72,8 @@ def test_modules_are_in_step_with_notebooks(exported):
 
 def test_notebooks_are_clean(exported):
     "As `nbdev-clean` leaves them: no execution counts, no metadata"
-    dirty = [name(p) for p in NOTEBOOKS if p.read_text(encoding='utf-8') != (exported/'nbs'/p.relative_to(NBS)).read_text(encoding='utf-8')]
+    def cleaned(path): return exported/'nbs'/path.relative_to(NBS)
+    dirty = [name(p) for p in NOTEBOOKS if p.read_text(encoding='utf-8') != cleaned(p).read_text(encoding='utf-8')]
     assert dirty == [], 'run `make export`'
 
 
@@ -137,11 +138,13 @@ def imported_modules(code, package='rsna_ich'):
 
 
 def test_imported_modules():
-    code = 'from rsna_ich.core import *\nimport rsna_ich.labels as l, numpy\nfrom . import store\ndef f():\n    from .dicom import read_hu'
+    lines = ['from rsna_ich.core import *', 'import rsna_ich.labels as l, numpy', 'from . import store']
+    code = '\n'.join([*lines, 'def f():', '    from .dicom import read_hu'])
     assert imported_modules(code) == {'core', 'labels', 'store', 'dicom'}
 
 
-IMPORTS = {m: imported_modules((LIB/f'{m}.py').read_text(encoding='utf-8')) & set(ORDER) for m in MODULES if (LIB/f'{m}.py').exists()}
+CODE = {m: (LIB/f'{m}.py').read_text(encoding='utf-8') for m in MODULES if (LIB/f'{m}.py').exists()}
+IMPORTS = {m: imported_modules(code) & set(ORDER) for m, code in CODE.items()}
 
 
 @each_module
@@ -157,7 +160,7 @@ def test_imports_go_round_in_no_circle(): TopologicalSorter(IMPORTS).prepare()
 def test_one_module_per_notebook(): assert len(set(ORDER)) == len(ORDER)
 
 
-@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ORDER if m in ('core', 'labels', 'dicom', 'metadata', 'cli'))])
+@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ('core', 'labels', 'dicom', 'metadata', 'cli'))])
 def test_light_start(module):
     "What `ich --help` and `import rsna_ich` load: modules counted, not seconds, which depend on the machine"
     code = f'import sys, {module}; print(*sorted({{m.split(".")[0] for m in sys.modules}} & set({HEAVY!r})))'
@@ -175,7 +178,10 @@ def test_supported_pythons():
 def plain(src): return '\n'.join('' if re.match(r'\s*[%!]', line) else line for line in src.splitlines())
 
 
-@pytest.mark.parametrize('path', [*NOTEBOOKS, *(p for d in (LIB, ROOT/'tests', ROOT/'tools') for p in sorted(d.rglob('*.py'))), ROOT/'setup.py'], ids=name)
+SCRIPTS = [*(p for d in (LIB, ROOT/'tests', ROOT/'tools') for p in sorted(d.rglob('*.py'))), ROOT/'setup.py']
+
+
+@pytest.mark.parametrize('path', [*NOTEBOOKS, *SCRIPTS], ids=name)
 def test_no_syntax_newer_than_the_oldest_python(path):
     sources = [plain(source(c)) for c in code_cells(path)] if path.suffix == '.ipynb' else [path.read_text(encoding='utf-8')]
     for src in sources: ast.parse(src, feature_version=OLDEST)
@@ -199,7 +205,8 @@ def undocumented(symbol):
         if inspect.isfunction(init): missing += parameters(init, label)
         inherited = {n for base in symbol.__mro__[1:] for n in vars(base)}
         own_methods = {n: m for n, m in vars(symbol).items() if inspect.isfunction(m) and n[0] != '_' and n not in inherited}
-        return missing + [f'{label}.{n}: docstring' for n, m in own_methods.items() if m.__module__ == symbol.__module__ and needs_words(m)]
+        written_here = {n: m for n, m in own_methods.items() if m.__module__ == symbol.__module__}
+        return missing + [f'{label}.{n}: docstring' for n, m in written_here.items() if needs_words(m)]
     return missing + parameters(symbol, label)
 
 
@@ -212,7 +219,7 @@ def parameters(function, label):
     "The parameters of `function` without a comment; typer's `help` counts as one"
     try: comments = docments(function)
     except ValueError as e: return [f'{label}: fastcore cannot read its parameters (is an array a default?): {e}']
-    def has_help(p): return getattr(p.default, 'help', None) or any(getattr(m, 'help', None) for m in getattr(p.annotation, '__metadata__', ()))
+    def has_help(p): return any(getattr(o, 'help', None) for o in (p.default, *getattr(p.annotation, '__metadata__', ())))
     signature = inspect.signature(function, follow_wrapped=True).parameters
     named = [p for n, p in signature.items() if n not in ('self', 'cls') and n[0] != '_' and p.kind not in (p.VAR_KEYWORD,)]
     return [f'{label}({p.name})' for p in named if not comments.get(p.name) and not has_help(p)]

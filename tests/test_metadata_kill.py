@@ -39,7 +39,8 @@ def folder(tmp_path):
 
 def kill_midway(folder, save):
     "Start a read in a process of its own and kill it when a few parts are there"
-    child = subprocess.Popen([sys.executable, '-c', textwrap.dedent(SLOW), folder, save, str(CHUNK)], env={**os.environ, 'ICH_QUIET': '1'})
+    command = [sys.executable, '-c', textwrap.dedent(SLOW), folder, save, str(CHUNK)]
+    child = subprocess.Popen(command, env={**os.environ, 'ICH_QUIET': '1'})
     try:
         end = time.monotonic()+60
         while time.monotonic() < end and child.poll() is None and len(list_parts(save)) < 3: time.sleep(0.01)

@@ -20,7 +20,8 @@ def run_notebook(path):
     import nbdev.test
     sys.__stderr__ = errors = io.StringIO()  # Where `test_nb` writes the traceback
     config = get_config(ROOT)
-    passed, seconds = nbdev.test.test_nb(path, skip_flags=config.tst_flags.split(), basepath=ROOT, cell_timeout=config.cell_timeout)
+    options = dict(skip_flags=config.tst_flags.split(), basepath=ROOT, cell_timeout=config.cell_timeout)
+    passed, seconds = nbdev.test.test_nb(path, **options)
     if 'joblib.externals.loky' in sys.modules:  # Its idle workers would keep this process from ending for five minutes
         from joblib.externals.loky import get_reusable_executor
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
@@ -29,7 +30,8 @@ def run_notebook(path):
 
 def run_alone(path):
     "The same in a fresh process, spawned: no notebook sees another's imports, threads or memory"
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool: return pool.submit(run_notebook, path).result()
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool: return pool.submit(run_notebook, path).result()
 
 
 @pytest.fixture(scope='module')

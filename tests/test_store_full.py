@@ -39,6 +39,12 @@ def test_file_that_cannot_grow(tmp_path, whole, size):
     build(tmp_path)
     assert content(tmp_path) == whole
 
+def test_no_room_for_what_is_on_its_way(tmp_path, whole, monkeypatch):
+    "Workers that cannot leave their slices beside the store send them through the pipe"
+    monkeypatch.setattr('rsna_ich.store.mkdtemp', lambda prefix, dir: str(dir/prefix/'not there'))
+    build_store(table(), tmp_path, size=64, n_jobs=2, read=pixels, crop=False)
+    assert content(tmp_path) == whole
+
 @pytest.mark.parametrize('method', ['to_parquet', 'to_csv'])
 def test_no_room_for_the_tables(tmp_path, whole, monkeypatch, method):
     with monkeypatch.context() as m:

@@ -91,6 +91,17 @@ def test_killed_and_started_again(start, tmp_path, whole, n_jobs, moments):
     assert ends(start(dest, n_jobs))[:2] == (0, '114')
     assert content(dest) == whole
 
+def test_only_the_parent_killed(start, tmp_path, whole):
+    "Its worker processes outlive it for a while, and may still leave what nobody fetches"
+    dest = tmp_path/'orphans'
+    p = start(dest, 2, .2)
+    until(lambda: finished(dest) >= 3, p)
+    os.kill(p.pid, signal.SIGKILL)
+    p.wait()
+    assert list(dest.glob('.spool*')), 'the workers left nothing there'
+    assert ends(start(dest, 2))[:2] == (0, '114')
+    assert content(dest) == whole
+
 def test_two_builders(start, tmp_path, whole):
     dest = tmp_path/'two'
     first = start(dest, wait=2.)

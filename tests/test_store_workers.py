@@ -24,8 +24,7 @@ if __name__ == '__main__':
     two, none = (slice_dls(store, labels, store.slices.patient_id == 'p0', size=32, bs=8, windowing='none', neighbours=1, augment=('flip', 'blur'), sample='balanced', num_workers=n, device='cpu') for n in (2, 0))
     a, b = (torch.cat([x for x,_ in o.valid]) for o in (two, none))
     assert torch.equal(a, b)
-    if sys.argv[2] == 'fork':
-        for epoch in range(2): assert len([x for x,_ in two.train]) == len(two.train)
+    for epoch in range(2 if sys.argv[2] == 'fork' else 1): assert len([x for x,_ in two.train]) == len(two.train)
     print('done')
 '''
 
@@ -35,5 +34,28 @@ def test_workers(tmp_path, method):
     script = tmp_path/'loader.py'
     script.write_text(LOADER)
     env = os.environ | {'ICH_QUIET': '1', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([sys.executable, script, tmp_path/'store', method], env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, script, tmp_path/'store', method], env=env, capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip() == 'done', done.stderr[-2000:]
+
+
+TRAINER = LOADER.split('    two, none =')[0].replace('import slice_dls', 'import WaitingTime, slice_dls') + '''
+    import timm
+    from fastai.learner import Learner
+    def loss(p, y): return torch.nn.functional.binary_cross_entropy_with_logits(p, y)
+    dls = slice_dls(store, labels, store.slices.patient_id == 'p0', size=96, bs=8, windowing='bsb', neighbours=1, num_workers=0 if sys.argv[2] == 'none' else 2, device='cpu')
+    waiting = WaitingTime()
+    learn = Learner(dls, timm.create_model('resnet10t', in_chans=9, num_classes=6), loss_func=loss, cbs=waiting)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert waiting.share <= .05, waiting.seconds
+    print('done')
+'''
+
+
+@pytest.mark.parametrize('method', ['none', 'fork', 'spawn'])
+def test_training_does_not_wait(tmp_path, method):
+    "For at most a twentieth of the time, once the workers have started"
+    script = tmp_path/'trainer.py'
+    script.write_text(TRAINER.replace('set_start_method(sys.argv[2])', "set_start_method(sys.argv[2].replace('none', 'fork'))"))
+    env = os.environ | {'ICH_QUIET': '1', 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run([sys.executable, script, tmp_path/'store', method], env=env, capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == 'done', done.stderr[-2000:]

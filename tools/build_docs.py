@@ -1,8 +1,9 @@
 """Build the documentation site into docs/ (or a folder that is named) from the notebooks, without Quarto
 
-nbdev's own processors turn notebooks into pages (`show_doc` for each export, links from names in backticks, hidden cells left out), and
-smalldocs, which reads nbdev's `_quarto.yml`, turns those into HTML. What is changed in between: no notebook is executed, the pages have the names
-that nbdev gives them, and the result loads nothing from elsewhere, works from the file system and is the same bytes each time."""
+nbdev's own processors turn notebooks into pages (`show_doc` for each export, links from names in backticks, hidden cells
+left out), and smalldocs, which reads nbdev's `_quarto.yml`, turns those into HTML. What is changed in between: no notebook
+is executed, the pages have the names that nbdev gives them, and the result loads nothing from elsewhere, works from the file
+system and is the same bytes each time."""
 import hashlib
 import html
 import importlib
@@ -43,7 +44,8 @@ LOADED_INDEX = '''await new Promise((loaded, failed) => {
 PROBLEMS = []  # What stands in the way of docs/; a preview in another folder is built all the same
 MATHS = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 KATEX = re.compile(r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?')
-ELSEWHERE = re.compile(r'<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc="(?:https?:)?//[^"]*"|<link\b[^>]*\shref="(?:https?:)?//[^"]*"')
+ADDRESS = '"(?:https?:)?//[^"]*"'
+ELSEWHERE = re.compile(rf'<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc={ADDRESS}|<link\b[^>]*\shref={ADDRESS}')
 
 
 def page_name(path): return Path(nbpath2html(Path(path))).with_suffix(Path(path).suffix).as_posix()
@@ -53,7 +55,8 @@ def manifest(): # Path in nbs/ to a hash
     "What the site is made of: each notebook's cells with the outputs that it shows, and the site's configuration"
     def digest(data): return hashlib.sha256(data).hexdigest()[:16]
     def cells(path):
-        shown = [(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in json.loads(path.read_text(encoding='utf-8'))['cells']]
+        found = json.loads(path.read_text(encoding='utf-8'))['cells']
+        shown = [(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in found]
         return json.dumps(shown, sort_keys=True).encode()
     notebooks = {p.relative_to(NBS).as_posix(): digest(cells(p)) for p in sorted(nbglob(NBS, as_path=True))}
     return notebooks | {name: digest((NBS/name).read_bytes()) for name in ('_quarto.yml', 'sidebar.yml', 'styles.css')}
@@ -66,16 +69,20 @@ def sidebar(): # What nbs/sidebar.yml says
     for (layer, start), end in zip(LAYERS.items(), starts[1:]):
         pages = [p for p in notebooks if '/' not in p and start <= p[:2] < end]
         if pages: contents.append({'section': layer, 'contents': pages})
-    if tutorials := [p for p in notebooks if p.startswith('tutorials/')]: contents.insert(1, {'section': 'Tutorials', 'contents': tutorials})
-    return '# Written by tools/build_docs.py: layers are set there\n' + yaml.safe_dump({'website': {'sidebar': {'contents': contents}}}, sort_keys=False)
+    tutorials = [p for p in notebooks if p.startswith('tutorials/')]
+    if tutorials: contents.insert(1, {'section': 'Tutorials', 'contents': tutorials})
+    config = {'website': {'sidebar': {'contents': contents}}}
+    return '# Written by tools/build_docs.py: layers are set there\n' + yaml.safe_dump(config, sort_keys=False)
 
 
 class ShowDocs(Processor):
     "`show_doc` of what the notebook exports, from its module: no cell has to be run again"
     def begin(self):
         from nbdev.showdoc import show_doc
-        module = next((c.directives_['default_exp'] for c in self.nb.cells if 'default_exp' in getattr(c, 'directives_', {})), None)
-        self.names = {**(vars(importlib.import_module(f'{LIB}.{module}')) if module else {}), 'show_doc': show_doc}
+        directives = [getattr(c, 'directives_', {}) for c in self.nb.cells]
+        module = next((d['default_exp'] for d in directives if 'default_exp' in d), None)
+        exported = vars(importlib.import_module(f'{LIB}.{module}')) if module else {}
+        self.names = {**exported, 'show_doc': show_doc}
 
     def cell(self, cell):
         if cell.cell_type != 'code' or not re.search(r'^show_doc\(', cell.source, re.M): return
@@ -100,7 +107,7 @@ def local_links(
     text, # Markdown of a page
     depth # How many folders deep the page lies
 ): # The same with links that work inside the site
-    "Links to notebooks by their page's name, to the site's own address relatively, to the repository's other files at their source"
+    "Links to notebooks by their page's name, inside the site relatively, to the repository's other files at their source"
     text = re.sub(r'\[(`_\w+`)\]\(' + re.escape(SITE) + r'[^)]*\)', r'\1', text)  # A private name has no entry to link to
     text = text.replace(SITE, '../'*depth)
     text = re.sub(r'(\]\()(?!https?:)([^)#\s]+\.ipynb)', lambda m: m[1] + page_name(m[2]), text)
@@ -135,7 +142,7 @@ def renamed(tree):
 def stage_config(
     stage # Folder of the pages' sources
 ):
-    "nbdev's configuration for Quarto as smalldocs reads it; without an address there is no sitemap, whose dates change with each build"
+    "nbdev's configuration for Quarto as smalldocs reads it; an address would make a sitemap, whose dates change each time"
     for name in '_quarto.yml', 'nbdev.yml', 'sidebar.yml':
         config = renamed(yaml.safe_load((NBS/name).read_text(encoding='utf-8')))
         config.get('website', {}).pop('site-url', None)
@@ -181,13 +188,22 @@ def mathml(
     return MATHS.sub(formula, KATEX.sub('', page))
 
 
+def from_elsewhere(
+    site # Folder of the site
+): # Lines `page: tag`
+    "What pages load from another address"
+    pages = {p: p.read_text(encoding='utf-8') for p in sorted(site.rglob('*.html'))}
+    return [f'{p.relative_to(site)}: {m[0]}' for p, text in pages.items() for m in ELSEWHERE.finditer(text)]
+
+
 def self_contained(
     site # Folder of the site
 ):
     "Make search work from the file system, and see to it that no page loads anything from elsewhere"
     script = site/'site_libs/smalldocs.js'
     text = script.read_text(encoding='utf-8')
-    if FETCHED_INDEX not in text: raise SystemExit('smalldocs loads its search index in another way than the version that is pinned')
+    if FETCHED_INDEX not in text:
+        raise SystemExit('smalldocs loads its search index in another way than the version that is pinned')
     script.write_text(text.replace(FETCHED_INDEX, LOADED_INDEX), encoding='utf-8')
     index = json.dumps(json.loads((site/'search.json').read_text(encoding='utf-8')), ensure_ascii=False)
     (site/'search.js').write_text(f'window.searchIndex = {index};\n', encoding='utf-8')
@@ -199,8 +215,7 @@ def self_contained(
     for page in site.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
         if (with_maths := mathml(text)) != text: page.write_text(with_maths, encoding='utf-8')
-    loaded = [f'{p.relative_to(site)}: {m[0]}' for p in sorted(site.rglob('*.html')) for m in ELSEWHERE.finditer(p.read_text(encoding='utf-8'))]
-    if loaded: raise SystemExit('These pages load something from elsewhere:\n' + '\n'.join(loaded))
+    if loaded := from_elsewhere(site): raise SystemExit('These pages load something from elsewhere:\n' + '\n'.join(loaded))
 
 
 def main(docs=ROOT/'docs'):

@@ -1,9 +1,12 @@
 "Write README.md from nbs/index.ipynb: its prose, its visible code and its outputs, as GitHub shows them"
 import base64
 import json
+import posixpath
 import re
 import tomllib
 from pathlib import Path
+
+from nbdev.config import nbpath2html
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = ROOT/'nbs/index.ipynb'
@@ -19,9 +22,8 @@ def links_from_the_root(
     "Point links to notebooks at the site, and links to other files at where they lie"
     def target(m):
         path, anchor = (m[2].split('#', 1) + [''])[:2]
-        if not path.endswith('.ipynb'): return m[1] + (Path('nbs')/m[2] if not m[2].startswith('../') else Path(m[2][3:])).as_posix()
-        page = Path(path).with_name(re.sub(r'^\d+\w*?_', '', Path(path).name.lower())).with_suffix('.html')
-        return f'{m[1]}{site}{page.as_posix()}' + (f'#{anchor}' if anchor else '')
+        if not path.endswith('.ipynb'): return m[1] + posixpath.normpath(f'nbs/{m[2]}')
+        return f'{m[1]}{site}{nbpath2html(Path(path)).as_posix()}' + (f'#{anchor}' if anchor else '')
     return LINK.sub(target, text)
 
 
@@ -34,7 +36,7 @@ def output_markdown(
 ): # Markdown, or '' where there is nothing to show
     "One output as Markdown: the richest form that GitHub shows"
     if output['output_type'] == 'stream': return indented(''.join(output['text'])) if output['name'] == 'stdout' else ''
-    data = {kind: ''.join(value) if isinstance(value, list) else value for kind, value in output.get('data', {}).items()}
+    data = {kind: ''.join(value) for kind, value in output.get('data', {}).items() if isinstance(value, (str, list))}
     if 'text/markdown' in data: return data['text/markdown']
     for kind in PICTURE_TYPES.keys() & data.keys():
         path = f'index_files/figure-{len(pictures)+1}.{PICTURE_TYPES[kind]}'
@@ -54,7 +56,8 @@ def readme(): # The text of README.md, and a dict of the pictures that it shows:
         directives = dict(re.findall(r'^#\|\s*(\w+):?[ \t]*(.*)$', source, re.M)) if cell['cell_type'] == 'code' else {}
         code = re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip()
         if cell['cell_type'] == 'markdown': parts.append(links_from_the_root(source, site))
-        if cell['cell_type'] != 'code' or directives.keys() & {'hide', 'export'} or directives.get('include') == 'false': continue
+        hidden = directives.keys() & {'hide', 'export'} or directives.get('include') == 'false'
+        if cell['cell_type'] != 'code' or hidden: continue
         if code and directives.get('echo') != 'false': parts.append(f'```python\n{code}\n```')
         parts += [output_markdown(o, pictures) for o in cell['outputs']]
     title, *rest = [p for p in parts if p]

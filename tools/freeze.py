@@ -10,13 +10,15 @@ PLATFORM = re.compile(r'(nvidia-|cuda-|triton$|uvloop$)')
 HEADER = '''\
 # The versions that the whole test suite passed with. `make env` installs with them (pip install -c), so that a clone today and a
 # clone in a year get the same environment. A constraint installs nothing: what is needed is in settings.ini.
-# To refresh: remove .venv, `make env CONSTRAINTS=/dev/null`, `make test`, then `.venv/bin/python tools/freeze.py` and commit the difference.
+# To refresh: remove .venv, `make env CONSTRAINTS=/dev/null`, `make test`, then `.venv/bin/python tools/freeze.py` and
+# commit the difference.
 # CUDA's packages are left out: torch pins the ones that it needs.
 '''
 
 
 def main():
-    freeze = [sys.executable, '-m', 'pip', 'list', '--format=freeze', '--exclude-editable', '--exclude', 'pip', '--exclude', 'setuptools']
+    left_out = '--exclude-editable', '--exclude', 'pip', '--exclude', 'setuptools'
+    freeze = [sys.executable, '-m', 'pip', 'list', '--format=freeze', *left_out]
     lines = subprocess.run(freeze, check=True, capture_output=True, text=True).stdout.splitlines()
     # `+cpu` and the like name a build, not a version
     pins = [line.split('+')[0] for line in lines if not PLATFORM.match(line.split('==')[0])]

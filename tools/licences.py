@@ -1,7 +1,7 @@
 """List the licence of every package that rsna_ich needs, from what is installed here
 
-`python tools/licences.py` lists what the package itself needs, `--extra NAME` what an extra adds, `--all` everything. Its exit status is 1 where a
-licence forbids commercial use, passes its own terms on to this package (GPL, AGPL), or is not known."""
+`python tools/licences.py` lists what the package itself needs, `--extra NAME` what an extra adds, `--all` everything.
+Its exit status is 1 where a licence forbids commercial use, passes its own terms on to this package (GPL, AGPL), or is not known."""
 import argparse
 import re
 import sys
@@ -29,10 +29,12 @@ def licence(dist): # Its licence in a few words, '' where the metadata says noth
     if name in READ: return READ[name]
     if CUDA.match(name): return CUDA_TERMS
     if meta.get('License-Expression'): return meta['License-Expression']
-    classified = [c.split(' :: ')[-1] for c in meta.get_all('Classifier', []) if c.startswith('License ::') and c != 'License :: OSI Approved']
+    classifiers = [c.split(' :: ') for c in meta.get_all('Classifier', [])]
+    classified = [c[-1] for c in classifiers if c[0] == 'License' and c[-1] != 'OSI Approved']
     if classified: return ', '.join(classified)
     files = [p for p in dist.files or [] if re.match(r'(LICEN[CS]E|COPYING)', p.name, re.I)]
-    texts = [meta.get('License') or '', *(p.locate().read_text(encoding='utf-8', errors='replace') for p in files if p.locate().is_file())]
+    there = [p.locate() for p in files if p.locate().is_file()]
+    texts = [meta.get('License') or '', *(p.read_text(encoding='utf-8', errors='replace') for p in there)]
     lines = (line.strip() for text in texts for line in text.splitlines())
     return next((line[:80] for line in lines if line and line != 'UNKNOWN'), '')
 

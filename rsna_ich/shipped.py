@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/shipped.html.md"""
 
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TEST_PATIENTS', 'DOUBTFUL', 'NAME', 'ABOUT', 'SECOND', 'REAL', 'LIMITS',
-           'score_simulated', 'slice_features', 'score_baselines', 'picture_hu', 'score_real', 'make_shipped',
-           'finish_shipped', 'model_card']
+           'score_simulated', 'slice_features', 'score_baselines', 'picture_hu', 'score_real', 'lone_thresholds',
+           'set_lone_threshold', 'make_shipped', 'finish_shipped', 'model_card']
 
 # %% ../nbs/15c_shipped.ipynb #92d58bbd
 import json
@@ -111,7 +111,44 @@ def score_real(
         out['rsna'] = dict(n=len(found), truth=truth.tolist(), any=found['any'].round(3).tolist(), positive=found.positive.tolist())
     return out
 
-# %% ../nbs/15c_shipped.ipynb #4e913df3
+# %% ../nbs/15c_shipped.ipynb #dad0e820
+def lone_thresholds(
+    predictor, # A `Predictor`
+    hu, # int16 HU of held-out slices, (n, h, w)
+    truth, # Of `any`, (n,)
+    specificity:float, # Wanted
+    seed:int=0 # Of the effects
+) -> tuple: # Threshold for slices as they are, and for their pictures
+    "Operating points of slices that come one by one"
+    import torch
+    from rsna_ich.batch import TensorHU
+    from rsna_ich.effects import PictureEffects
+    from rsna_ich.metrics import choose_threshold
+    torch.manual_seed(seed)
+    grey = (torch.from_numpy(hu.astype('float32')).clamp(0, 80)/80)[:, None]
+    effects = PictureEffects()
+    pictures = torch.cat([torch.as_tensor(effects.encodes(TensorHU(x))) for x in grey.split(32)])[:, 0]
+    forms = hu,np.rint(pictures.numpy()*80).astype('int16')
+    return tuple(float(choose_threshold(truth, np.concatenate([predictor.predict_hu(o[None]) for o in form])[:, 0], specificity=specificity)) for form in forms)
+
+def set_lone_threshold(
+    bundle, # Whose config.json changes
+    store, # The simulated patients it was trained on
+    labels, # By image_id
+    use, # bool, one a row of the store: held out, and neither with nor without a trace of blood
+    specificity:float # Wanted
+) -> float:
+    "Write the operating point of slices on their own into a bundle"
+    from rsna_ich.inference import Predictor
+    rows = np.flatnonzero(use)
+    truth = labels.loc[store.slices.image_id.iloc[rows], 'any'].to_numpy()
+    both = lone_thresholds(Predictor(bundle), store[rows], truth, specificity)
+    config = json.loads((Path(bundle)/'config.json').read_text()) | dict(threshold=float(np.clip(max(both), 1e-3, 1-1e-3)))
+    config['lone_thresholds'] = dict(slices=both[0], pictures=both[1], specificity=specificity)
+    with atomic_path(Path(bundle)/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
+    return config['threshold']
+
+# %% ../nbs/15c_shipped.ipynb #2a26ffa2
 def make_shipped(
     work='build/shipped', # Where simulated patients and weights are kept
     dest=None, # The bundle; where the package looks for it, unless given
@@ -123,6 +160,7 @@ def make_shipped(
 ) -> Path: # The bundle
     "Simulate, train, add the second stage, judge, and write bundle and card"
     from rsna_ich.inference import default_bundle
+    from rsna_ich.onnx_export import export_onnx
     from rsna_ich.recipes import get_recipe
     from rsna_ich.sequence import add_second_stage
     from rsna_ich.simulated import simulated_store
@@ -134,6 +172,9 @@ def make_shipped(
     if recipe.second_stage:
         held = pd.read_parquet(work/'run'/'held_out.parquet')
         add_second_stage(bundle, held, recipe.specificity, np.load(work/'run'/'embeddings.npy'))
+    export_onnx(bundle)
+    held = pd.read_parquet(work/'run'/'split.parquet').set_index('image_id').held_out.loc[store.slices.image_id].to_numpy()
+    set_lone_threshold(bundle, store, labels, held & ~doubtful, recipe.specificity)
     unseen,truth,_ = simulated_store(work/'test', test_patients, TEST_SEED, recipe.store_size, .45, max_slices, n_jobs)
     return finish_shipped(bundle, (store, labels), (unseen, truth), dest or default_bundle())
 
@@ -146,8 +187,6 @@ def finish_shipped(
     "Judge a bundle, write its card, and put it in its place"
     import shutil
     from rsna_ich.inference import Predictor
-    from rsna_ich.onnx_export import export_onnx
-    export_onnx(bundle)
     predictor = Predictor(bundle)
     rivals = score_baselines(train, test).to_dict('index')
     predictor.config['judged'] = dict(simulated=score_simulated(predictor, *test), baselines=rivals, real=score_real(predictor))

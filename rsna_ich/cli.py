@@ -213,7 +213,7 @@ def _draw_lr(suggestions, curve, own, path):
     plot_lr_curve(suggestions | dict(recipe=own), curve, figure.subplots())
     with atomic_path(path) as p: figure.savefig(p, format='png', dpi=100)
 
-# %% ../nbs/19_cli.ipynb #5346293d
+# %% ../nbs/19_cli.ipynb #190ae64e
 def _second_stage(specificity):
     "What gives a finished model its second stage, once"
     def finish(bundle, folder):
@@ -227,9 +227,12 @@ def _second_stage(specificity):
 def recipes(
     full:bool=False # All fields, and the members of ensembles
 ):
-    "List the recipes"
+    "List the recipes; their sources, and all else, with `--full`"
     from rsna_ich.recipes import recipe_table
-    typer.echo(recipe_table(full).to_string())
+    table = recipe_table(full)
+    if full: return typer.echo(table.to_string())
+    names = [o if ' + ' not in o else f'{o.count(" + ") + 1} networks' for o in table.backbone]
+    typer.echo(table.drop(columns='source').assign(backbone=names).to_string())
 
 @command
 def ship(

@@ -160,7 +160,7 @@ def _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers):
         keep.remove()
     distrib_barrier()
 
-# %% ../nbs/12_training.ipynb #301b3e94
+# %% ../nbs/12_training.ipynb #e4d1a65c
 def find_lr(
     store, # A `Store`
     labels, # By image_id
@@ -171,8 +171,9 @@ def find_lr(
 ) -> tuple: # dict of suggestions, DataFrame of lr and smoothed loss, for `fitting.plot_lr_curve`
     "fastai's learning-rate finder for one stage of a recipe, from pretrained weights"
     set_seed(recipe.seed, reproducible=True)
-    dls = recipe_dls(store, labels, held_out_rows(store, labels, recipe), recipe, k, device)
-    model = recipe_model(recipe)
+    held = held_out_rows(store, labels, recipe)
+    check_batches(store, labels, held, replace(recipe, stages=recipe.stages[k:k+1]))
+    dls,model = recipe_dls(store, labels, held, recipe, k, device),recipe_model(recipe)
     return lr_curve(slice_learner(dls, model.to(dls.device), recipe), **kwargs)
 
 # %% ../nbs/12_training.ipynb #6a794e16

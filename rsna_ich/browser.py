@@ -131,7 +131,8 @@ def heat_maps(
 ): # Function of image_id to a heat map of the whole picture, (h, w), 0 to 1
     "Heat maps for an `ErrorBrowser`"
     import torch
-    from rsna_ich.inference import default_bundle, model_input
+    from rsna_ich.bundle import default_bundle
+    from rsna_ich.stages import model_input
     from rsna_ich.models import load_bundle
     from rsna_ich.store import prepare
     model,config = load_bundle(bundle or default_bundle())

@@ -123,7 +123,7 @@ def _spread(heat):
     heat = np.clip(heat - np.median(heat), 0, None)
     return heat/heat.max() if heat.max() > 0 else heat
 
-# %% ../nbs/15a_browser.ipynb #cb5fdf97
+# %% ../nbs/15a_browser.ipynb #44a8379b
 def heat_maps(
     bundle, # A model bundle's folder; None: the one that the package ships
     images, # Function of image_id to HU, (h, w)
@@ -134,17 +134,14 @@ def heat_maps(
     from rsna_ich.bundle import default_bundle
     from rsna_ich.stages import model_input
     from rsna_ich.models import load_bundle
-    from rsna_ich.store import prepare
+    from rsna_ich.store import prepare, uncrop
     model,config = load_bundle(bundle or default_bundle())
     def heat(image_id):
         hu = np.asarray(images(image_id))
         small,box = prepare(np.maximum(hu, -1024).astype('int16')[None], config['store_size'])
         x = torch.from_numpy(np.repeat(small, 2*config['neighbours'] + 1, 0))[None]
         found = _spread(_finer(model, model_input(x, config['size'], config['windowing']), subtype))
-        whole = np.zeros(np.add(hu.shape, 2*box.size), np.float32)   # room for a box that reaches over the edge
-        top,left = box.top + box.size,box.left + box.size
-        whole[top:top+box.size, left:left+box.size] = _enlarge(found, box.size)
-        return whole[box.size:box.size+hu.shape[0], box.size:box.size+hu.shape[1]]
+        return uncrop(found, box, hu.shape)
     return heat
 
 def _finer(model, x, subtype, steps=4):
@@ -155,8 +152,3 @@ def _finer(model, x, subtype, steps=4):
     maps = class_activation(model, torch.cat([torch.roll(x, (-r, -c), (2, 3)) for r in moves for c in moves]), subtype)
     h,w = maps.shape[1:]
     return maps.reshape(steps, steps, h, w).transpose(2, 0, 3, 1).reshape(h*steps, w*steps)
-
-def _enlarge(heat, size):
-    "A coarse map on `size` x `size` pixels, smoothly"
-    from PIL import Image
-    return np.asarray(Image.fromarray(np.asarray(heat, np.float32)).resize((size, size), Image.Resampling.BILINEAR))

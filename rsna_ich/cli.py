@@ -8,8 +8,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/cli.html.md"""
 __all__ = ['app', 'RESUMES', 'AT_LEAST', 'kaggle_app', 'command', 'phantom', 'check', 'eda', 'store', 'train', 'lr', 'recipes',
            'ship', 'bundle', 'push', 'pull', 'predict', 'submit', 'evaluate', 'download', 'kaggle_build', 'demo']
 
-# %% ../nbs/19_cli.ipynb #b5dba646
-import inspect, json, re, sys
+# %% ../nbs/19_cli.ipynb #b47e42dd
+import inspect, re, sys
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -213,14 +213,12 @@ def _draw_lr(suggestions, curve, own, path):
     plot_lr_curve(suggestions | dict(recipe=own), curve, figure.subplots())
     with atomic_path(path) as p: figure.savefig(p, format='png', dpi=100)
 
-# %% ../nbs/19_cli.ipynb #190ae64e
+# %% ../nbs/19_cli.ipynb #a827d50a
 def _second_stage(specificity):
-    "What gives a finished model its second stage, once"
+    "What gives a finished model its second stage"
     def finish(bundle, folder):
-        import numpy as np, pandas as pd
-        from rsna_ich.sequence import add_second_stage
-        if 'second_stage' in json.loads((bundle/'config.json').read_text()): return
-        add_second_stage(bundle, pd.read_parquet(folder/'held_out.parquet'), specificity, np.load(folder/'embeddings.npy'))
+        from rsna_ich.sequence import finish_run
+        finish_run(folder, specificity)
     return finish
 
 @command

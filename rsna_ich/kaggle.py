@@ -10,7 +10,7 @@ __all__ = ['COMPETITION', 'DATASET', 'INFERENCE', 'TRAINING', 'EXTRA_WHEELS', 'P
            'inference_notebook', 'fitting_patients', 'TimeIsUp', 'time_limit', 'resume_run', 'train_within',
            'training_notebook', 'build_kernel', 'zip_members', 'check_download', 'download_competition']
 
-# %% ../nbs/18_kaggle.ipynb #441c7ffa
+# %% ../nbs/18_kaggle.ipynb #4974b1f0
 import base64, ctypes, hashlib, io, json, os, re, shutil, subprocess, sys, tempfile, threading, zipfile
 from contextlib import contextmanager, redirect_stdout
 from importlib import metadata as package_metadata
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .bundle import default_bundle, find_bundle, read_config
+from .bundle import default_bundle, find_bundle
 from .core import DISCLAIMER, InputError, atomic_path
 from .metadata import find_competition
 
@@ -235,7 +235,7 @@ def resume_run(
     with atomic_path(dest, folder=True) as d: shutil.copytree(earlier, d, dirs_exist_ok=True)
     return True
 
-# %% ../nbs/18_kaggle.ipynb #318e1017
+# %% ../nbs/18_kaggle.ipynb #c103745c
 def _small_store(found, dest, scratch, recipe, gigabytes, n_jobs):
     "Store and labels of as many patients as fit"
     from rsna_ich.labels import read_labels
@@ -255,10 +255,9 @@ def _train(competition, recipe, dest, scratch, gigabytes, n_jobs):
         store,labels = _small_store(find_competition(competition), dest, scratch, recipe, gigabytes, n_jobs)
         about = f'{store.slices.patient_id.nunique():,} patients of {Path(competition).name!r}'
         train_store(store, labels, recipe, dest, trained_on=about)
-    if recipe.second_stage and 'second_stage' not in read_config(bundle):
-        from rsna_ich.sequence import add_second_stage
-        held,embeddings = pd.read_parquet(dest/'held_out.parquet'),np.load(dest/'embeddings.npy')
-        add_second_stage(bundle, held, recipe.specificity, embeddings)
+    if recipe.second_stage:
+        from rsna_ich.sequence import finish_run
+        finish_run(dest, recipe.specificity)
     return bundle
 
 def train_within(

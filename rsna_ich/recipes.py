@@ -10,11 +10,13 @@ __all__ = ['SCHEDULES', 'OURS', 'TAINDOW', 'TAINDOW_RESNEXT', 'SERESNET', 'AKENS
            'RECIPES', 'Stage', 'one_cycle', 'constant', 'cosine', 'flat_cosine', 'steps', 'Recipe', 'get_recipe',
            'scale_recipe', 'recipe_members', 'recipe_table']
 
-# %% ../nbs/11_recipes.ipynb #18890a92
+# %% ../nbs/11_recipes.ipynb #e793d4a3
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
 
+from .bundle import POOLS
 from .core import InputError
+from .windowing import WINDOWINGS
 
 # %% ../nbs/11_recipes.ipynb #183ddde4
 @dataclass(frozen=True)
@@ -126,12 +128,13 @@ class Recipe:
     def loss(self): return ('weighted log loss' if self.class_weights is None else 'log loss with own weights') + (f', focal {self.focal:g}' if self.focal else '') + (f', smoothed {self.smoothing:g}' if self.smoothing else '')
     def to_dict(self): return asdict(self)
 
-# %% ../nbs/11_recipes.ipynb #8f77103e
+# %% ../nbs/11_recipes.ipynb #fc82b528
 def _check(recipe):
     "Raise an `InputError` that names the field at fault"
     def refuse(name, why): raise InputError(recipe.name, f'{name}={getattr(recipe, name)!r}: {why}')
     if recipe.schedule not in SCHEDULES: refuse('schedule', f'there are {", ".join(SCHEDULES)}')
-    if recipe.split not in ('patients', 'images'): refuse('split', 'patients or images')
+    for name,known in ('windowing', WINDOWINGS), ('pool', POOLS), ('split', ('patients', 'images')):
+        if getattr(recipe, name) not in known: refuse(name, f'there are {", ".join(known)}')
     if recipe.class_weights is not None and (len(recipe.class_weights) != 6 or min(recipe.class_weights) < 0): refuse('class_weights', 'six numbers, none negative')
     for name,low,high in ('smoothing', 0, 1), ('ema', 0, 1), ('dropout', 0, 1), ('flip_weight', 0, 1), ('holdout', 0, 1):
         if not low <= getattr(recipe, name) < high: refuse(name, f'from {low} to below {high}')

@@ -7,8 +7,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/sequence.html.md"""
 # %% auto #0
 __all__ = ['ARCHS', 'RATES', 'CANDIDATES', 'Recurrent', 'DilatedConv', 'Attention', 'Transformer', 'SequenceModel',
            'SequenceMean', 'new_sequence', 'apply_sequence', 'Series', 'held_out_series', 'vary', 'fit_sequence',
-           'cross_validate', 'compare_networks', 'add_second_stage', 'load_sequence', 'MIN_SLICES', 'series_features',
-           'model_features', 'study_probability']
+           'cross_validate', 'compare_networks', 'add_second_stage', 'finish_run', 'load_sequence', 'MIN_SLICES',
+           'series_features', 'model_features', 'study_probability']
 
 # %% ../nbs/13_sequence.ipynb #b1164b19
 import warnings
@@ -359,7 +359,7 @@ def _fit_studies(held, probabilities):
     truth = rows.groupby(rows.series_id.map(study))[SUBTYPES].max()
     return fit_study(pooled.groupby(study).max().loc[truth.index].to_numpy(), truth.to_numpy('float64'))
 
-# %% ../nbs/13_sequence.ipynb #584f0820
+# %% ../nbs/13_sequence.ipynb #964ce6b9
 def add_second_stage(
     bundle, # A bundle's folder; rewritten
     held, # held_out.parquet of its training run, as a DataFrame
@@ -394,6 +394,17 @@ def _card(bundle, measured):
     "The bundle's card with what was measured"
     return (Path(bundle)/'README.md').read_text() + ('\nSecond stage (cross-validated on the held-out patients): log loss {first_stage:.4f} without, {second_stage:.4f} with it; '.format(**measured)
                                                      + ('it is part of this bundle.\n' if measured['kept'] else 'it is left out.\n'))
+
+def finish_run(
+    run, # Folder of a training run: `bundle`, `held_out.parquet`, `embeddings.npy`
+    specificity:float=.9, # Wanted of `any` at the operating point
+    **kwargs # Of `add_second_stage`
+) -> dict|None: # What was measured; None where the bundle has been through this
+    "Give a run's bundle its second stage, once"
+    from rsna_ich.bundle import read_config
+    run = Path(run)
+    if 'second_stage' in read_config(run/'bundle'): return
+    return add_second_stage(run/'bundle', pd.read_parquet(run/'held_out.parquet'), specificity, np.load(run/'embeddings.npy'), **kwargs)
 
 # %% ../nbs/13_sequence.ipynb #c703282f
 def load_sequence(

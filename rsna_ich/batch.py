@@ -7,7 +7,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/batch.html.md"""
 # %% auto #0
 __all__ = ['TensorHU', 'TensorSubtypes', 'SizeTo', 'Windowed']
 
-# %% ../nbs/08a_batch.ipynb #f00add28
+# %% ../nbs/08a_batch.ipynb #6eac24a5
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +16,7 @@ from fastai.data.all import TensorBase, Transform
 from fastai.vision.all import TensorImage
 
 from .labels import SUBTYPES
+from .resize import resize_hu
 from .windowing import BRAIN, WINDOWINGS
 
 # %% ../nbs/08a_batch.ipynb #b379108f
@@ -50,17 +51,14 @@ class TensorSubtypes(TensorBase):
         if ctx is not None: ctx.set_title('\n'.join(names) or 'none', fontsize=8)
         return ctx
 
-# %% ../nbs/08a_batch.ipynb #64ce36ba
+# %% ../nbs/08a_batch.ipynb #4b1272f8
 class SizeTo(Transform):
     "HU of any size to floats of `size`"
     order = 1
     def __init__(self,
         size:int # Pixels a side
     ): self.size = size
-    def encodes(self, x:TensorHU):
-        hu = _plain(x).float().clamp(-1024, 3071)
-        if hu.shape[-1] == self.size: return TensorHU(hu)
-        return TensorHU(F.interpolate(hu, size=(self.size, self.size), mode='bilinear', align_corners=False, antialias=True))
+    def encodes(self, x:TensorHU): return TensorHU(resize_hu(_plain(x), self.size))
 
 # %% ../nbs/08a_batch.ipynb #bfc6a5d3
 class Windowed(Transform):

@@ -6,10 +6,11 @@ Docs: https://rsna-ich.github.io/rsna_ich/fitting.html.md"""
 
 # %% auto #0
 __all__ = ['MALLOC_TRIM_THRESHOLD', 'MALLOC_MMAP_MAX', 'OPTIMISERS', 'LOGGERS', 'ChannelsLast', 'BatchBar', 'keep_freed_memory',
-           'bare', 'RunningMean', 'recipe_callbacks', 'slice_learner', 'fit_leg', 'write_checkpoint', 'read_checkpoint',
-           'Checkpoint', 'MLflowLog', 'logger_callbacks', 'lr_curve', 'plot_lr_curve']
+           'DepthwiseConv', 'faster_depthwise', 'bare', 'RunningMean', 'recipe_callbacks', 'slice_learner', 'fit_leg',
+           'write_checkpoint', 'read_checkpoint', 'Checkpoint', 'MLflowLog', 'logger_callbacks', 'lr_curve',
+           'plot_lr_curve']
 
-# %% ../nbs/12a_fitting.ipynb #e9b02d6f
+# %% ../nbs/12a_fitting.ipynb #79bfa4f8
 import json, random
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from .core import InputError, atomic_path, progress # before fastai, whose warning it silences
 from fastai.callback.core import CancelFitException, Callback
@@ -30,11 +33,11 @@ from .losses import AnyAUC, CompetitionMetric, WeightedBCE
 from .models import body_and_head
 from .recipes import SCHEDULES
 
-# %% ../nbs/12a_fitting.ipynb #c76c343f
+# %% ../nbs/12a_fitting.ipynb #cd409055
 class ChannelsLast(Callback):
     "Batches in channels_last memory order"
     order = 10 # after fastai's CastToTensor
-    def before_fit(self): self.learn.model.to(memory_format=torch.channels_last)
+    def before_fit(self): faster_depthwise(self.learn.model.to(memory_format=torch.channels_last))
     def before_batch(self): self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in self.xb)
 
 class BatchBar(Callback):
@@ -66,6 +69,49 @@ def keep_freed_memory() -> bool: # Did the C library take it? Only glibc does
     try: mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError): return False # macOS and Windows have none
     return bool(mallopt(MALLOC_MMAP_MAX, 0) and mallopt(MALLOC_TRIM_THRESHOLD, 2**31-1))
+
+# %% ../nbs/12a_fitting.ipynb #7f071040
+def _kernel_gradient(
+    x, # Input, (n, c, h, w)
+    grad, # Of the output, (n, c, h, w)
+    k:int # Pixels a side of the kernel, odd
+): # (c, 1, k, k)
+    "Gradient of a depthwise kernel from all pairs of an input and an output pixel"
+    n,c,h,w = x.shape
+    step = lambda size: torch.arange(size)[:, None] - torch.arange(size) + k//2 # from output to input pixel, as a place in the kernel
+    rows,columns = step(h)[:, None, :, None],step(w)[None, :, None, :]
+    inside = (rows >= 0) & (rows < k) & (columns >= 0) & (columns < k)
+    place = torch.where(inside, rows*k + columns, k*k).flatten() # the last one collects what is outside
+    pairs = torch.bmm(x.permute(1, 2, 3, 0).reshape(c, h*w, n), grad.permute(1, 0, 2, 3).reshape(c, n, h*w)).reshape(c, -1)
+    return x.new_zeros(c, k*k + 1).index_add_(1, place, pairs)[:, :k*k].reshape(c, 1, k, k)
+
+class _SmallDepthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=weight.shape[-1]//2, groups=len(weight))
+    @staticmethod
+    def backward(ctx, grad):
+        x,weight = ctx.saved_tensors
+        k,c = weight.shape[-1],len(weight)
+        for_x = torch.ops.aten.convolution_backward(grad, x, weight, None, [1, 1], [k//2]*2, [1, 1], False, [0, 0], c, [True, False, False])[0]
+        return for_x,_kernel_gradient(x, grad, k)
+
+class DepthwiseConv(nn.Conv2d):
+    "A depthwise convolution that learns fast where the picture is smaller than its kernel"
+    def _conv_forward(self, input, weight, bias):
+        small = max(input.shape[2:]) < self.kernel_size[0] and input.device.type == 'cpu' and torch.is_grad_enabled()
+        return _SmallDepthwise.apply(input, weight) if small else super()._conv_forward(input, weight, bias)
+
+def faster_depthwise(
+    model # Any torch module
+): # The same, changed in place
+    "Let depthwise convolutions of stride 1 compute their gradients the short way; weights and answers stay"
+    for m in model.modules():
+        plain = type(m) is nn.Conv2d and m.bias is None and m.dilation == (1, 1) == m.stride and m.padding_mode == 'zeros'
+        if plain and m.groups == m.in_channels == m.out_channels and m.kernel_size[0] == m.kernel_size[1] > 1 and m.padding == (m.kernel_size[0]//2,)*2:
+            m.__class__ = DepthwiseConv
+    return model
 
 # %% ../nbs/12a_fitting.ipynb #b410db93
 def bare(

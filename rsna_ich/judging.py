@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/judging.html.md"""
 __all__ = ['THRESHOLDS', 'KINDS', 'judge', 'Evaluation', 'read_prior', 'evaluate', 'operating_points', 'recalibrated', 'by',
            'pick_slices']
 
-# %% ../nbs/14b_judging.ipynb #c1099033
+# %% ../nbs/14b_judging.ipynb #0c21674e
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 from .bundle import bundle_prior
-from .core import InputError
+from .core import InputError, a_few
 from .labels import SUBTYPES
 from .metrics import (CLIP, WEIGHTS, _auc, boundary_interval, bootstrap_interval, constant_prior,
                               expected_calibration_error, fit_temperature, logit, sensitivity_specificity)
-from .truth import TRUTH, _read_truth, _some, _unread, join_truth, read_wide, study_table
+from .truth import TRUTH, _read_truth, _unread, join_truth, read_wide, study_table
 
 # %% ../nbs/14b_judging.ipynb #15f14341
 def _losses(p, y):
@@ -122,7 +122,7 @@ def read_prior(
         raise InputError(source if isinstance(source, (str, Path)) else 'the prior', 'no six shares between 0 and 1')
     return found
 
-# %% ../nbs/14b_judging.ipynb #77036736
+# %% ../nbs/14b_judging.ipynb #afeb8195
 def _key(rows): return 'image_id' if 'image_id' in rows else 'study_id'
 
 def _groups(rows, groups):
@@ -133,7 +133,7 @@ def _groups(rows, groups):
         if groups not in rows: raise InputError('the predictions', f'no column {groups}')
         return rows[groups].to_numpy(),dict(patient_id='patients', study_id='studies').get(groups, groups)
     found = rows[_key(rows)].map(groups)
-    if found.isna().any(): raise InputError('the groups', f'no patient for {_some(rows[_key(rows)][found.isna()])}')
+    if found.isna().any(): raise InputError('the groups', f'no patient for {a_few(rows[_key(rows)][found.isna()])}')
     return found.to_numpy(),'patients'
 
 def _decide(rows, threshold):

@@ -39,7 +39,13 @@ def pip_weights(
     if form(theirs) != form(ours): raise InputError(file, f'its shapes are not those of {backbone}')
     return dict(zip(ours, theirs.values()))
 
-# %% ../nbs/10_models.ipynb #d6ca807d
+# %% ../nbs/10_models.ipynb #82dd2b65
+def _width(body, pool):
+    "Numbers that a timm body gives for a slice; some have a layer after pooling, and timm does not always count what concat doubles"
+    plain = body.num_features
+    hidden = getattr(body, 'head_hidden_size', None) or plain
+    return plain*2 if pool == 'concat' and hidden == plain else hidden
+
 class SliceModel(nn.Module):
     "Windows (n, channels, H, W) between 0 and 1 to logits (n, 6), in the order of SUBTYPES"
     def __init__(self,
@@ -53,8 +59,9 @@ class SliceModel(nn.Module):
         import timm
         if pool not in POOLS: raise InputError(backbone, f'no pooling {pool!r}; there are {", ".join(POOLS)}')
         pooling = dict(global_pool='catavgmax') if pool == 'concat' else {}
-        self.body = timm.create_model(backbone, pretrained=False, in_chans=channels, num_classes=0, **pooling)
-        self.n_features = self.body.num_features*(2 if pool == 'concat' else 1)
+        try: self.body = timm.create_model(backbone, pretrained=False, in_chans=channels, num_classes=0, **pooling)
+        except AssertionError as e: raise InputError(backbone, f'cannot pool by {pool!r}: {e}') from None
+        self.n_features = _width(self.body, pool)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.n_features, n_out))
         self.backbone,self.channels,self.pool = backbone,channels,pool
 

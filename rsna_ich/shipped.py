@@ -148,7 +148,7 @@ def set_lone_threshold(
     with atomic_path(Path(bundle)/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
     return config['threshold']
 
-# %% ../nbs/15c_shipped.ipynb #5fba0058
+# %% ../nbs/15c_shipped.ipynb #56ab1204
 def make_shipped(
     work='build/shipped', # Where simulated patients and weights are kept
     dest=None, # The bundle; where the package looks for it, unless given
@@ -156,7 +156,8 @@ def make_shipped(
     test_patients:int=TEST_PATIENTS, # To judge by
     recipe='shipped', # A name of RECIPES, or a `Recipe`
     n_jobs:int=2, # Processes
-    max_slices:int=20 # Slices a patient at most
+    max_slices:int=20, # Slices a patient at most
+    **kwargs # Of `finish_run`: how the second stage is trained
 ) -> Path: # The bundle
     "Simulate, train, add the second stage, judge, and write bundle and card"
     from rsna_ich.inference import default_bundle
@@ -169,7 +170,7 @@ def make_shipped(
     store,labels,areas = simulated_store(work/'train', patients, TRAIN_SEED, recipe.store_size, .6, max_slices, n_jobs)
     doubtful = ((areas > DOUBTFUL[0]) & (areas <= DOUBTFUL[1])).any(axis=1).to_numpy()
     bundle = train_store(store, labels, recipe, work/'run', f'{patients} simulated patients (seed {TRAIN_SEED}), no real ones', NAME, skip=doubtful)
-    if recipe.second_stage: finish_run(work/'run', recipe.specificity)
+    if recipe.second_stage: finish_run(work/'run', recipe.specificity, **kwargs)
     export_onnx(bundle)
     held = pd.read_parquet(work/'run'/'split.parquet').set_index('image_id').held_out.loc[store.slices.image_id].to_numpy()
     set_lone_threshold(bundle, store, labels, held & ~doubtful, recipe.specificity)

@@ -7,17 +7,17 @@ Docs: https://rsna-ich.github.io/rsna_ich/truth.html.md"""
 # %% auto #0
 __all__ = ['TRUTH', 'read_wide', 'join_truth', 'study_table', 'read_cq500', 'read_studies', 'made_up']
 
-# %% ../nbs/14a_truth.ipynb #96f2e4c2
+# %% ../nbs/14a_truth.ipynb #f97e074a
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .core import InputError
+from .core import InputError, a_few
 from .labels import SUBTYPES, read_labels
 from .metrics import CLIP
 
-# %% ../nbs/14a_truth.ipynb #d4a72887
+# %% ../nbs/14a_truth.ipynb #38da8e63
 TRUTH = [f'true_{o}' for o in SUBTYPES]
 _KEYS = dict(image_id='image_id', Image='image_id', image='image_id', ID='image_id', study_id='study_id')
 
@@ -44,24 +44,19 @@ def _with_patients(table, studies):
     patients = table.study_id.map(known.drop_duplicates('study_id').set_index('study_id').patient_id)
     return table if patients.isna().any() else table.assign(patient_id=patients)
 
-def _some(names):
-    "A few names and how many more there are"
-    names = [str(o) for o in names]
-    return ', '.join(names[:5]) + (f' and {len(names)-5:,} more' if len(names) > 5 else '')
-
-# %% ../nbs/14a_truth.ipynb #c63f4d92
+# %% ../nbs/14a_truth.ipynb #7a702398
 def _long_to_wide(table, name):
     "`ID,Label` rows, six an image, as one row an image"
     split = table.ID.astype(str).str.rsplit('_', n=1, expand=True).reindex(columns=[0, 1])
     unknown = table.ID[~split[1].isin(SUBTYPES)]
-    if len(unknown): raise InputError(name, f'IDs that do not end in a subtype: {_some(unknown)}')
+    if len(unknown): raise InputError(name, f'IDs that do not end in a subtype: {a_few(unknown)}')
     table = pd.DataFrame(dict(image_id=split[0], subtype=split[1], Label=table.Label)).drop_duplicates()
     twice = table[table.duplicated(['image_id', 'subtype'])]
     conflicts = twice.image_id + '_' + twice.subtype
-    if len(twice): raise InputError(name, f'different values for the same ID: {_some(conflicts)}')
+    if len(twice): raise InputError(name, f'different values for the same ID: {a_few(conflicts)}')
     wide = table.pivot(index='image_id', columns='subtype', values='Label').reindex(columns=SUBTYPES)
     lacking = wide.index[wide.isna().any(axis=1)]
-    if len(lacking): raise InputError(name, f'fewer than six values for {_some(lacking)}')
+    if len(lacking): raise InputError(name, f'fewer than six values for {a_few(lacking)}')
     return wide.rename_axis(columns=None).reset_index()
 
 def read_wide(
@@ -72,14 +67,14 @@ def read_wide(
     if {'ID', 'Label'} <= set(table.columns): return _long_to_wide(table, name)
     table = table.rename(columns={o: new for o,new in _KEYS.items() if o in table.columns and new not in table.columns})
     lacking = [o for o in SUBTYPES if o not in table.columns]
-    if lacking: raise InputError(name, f'no column {_some(lacking)} (and it is not of the form ID,Label either)')
+    if lacking: raise InputError(name, f'no column {a_few(lacking)} (and it is not of the form ID,Label either)')
     key = next((o for o in ('image_id', 'study_id') if o in table.columns), None)
     if key is None: raise InputError(name, 'no column image_id or study_id')
     twice = table[key][table[key].notna() & table[key].duplicated()]
-    if len(twice): raise InputError(name, f'more than one row for {_some(twice.unique())}')
+    if len(twice): raise InputError(name, f'more than one row for {a_few(twice.unique())}')
     return table
 
-# %% ../nbs/14a_truth.ipynb #31ff5f4a
+# %% ../nbs/14a_truth.ipynb #126c13c2
 def _unread(table):
     "Which rows of predictions have nothing that could be judged"
     status = table['status'].fillna('ok') if 'status' in table else pd.Series('ok', index=table.index)
@@ -109,15 +104,15 @@ def join_truth(
     if key == 'study_id' and 'image_id' in p: p = study_table(p)
     silent = t[SUBTYPES].isna().all() & (pd.Series(SUBTYPES, SUBTYPES) != 'any')
     binary = t[SUBTYPES].isin((0, 1)).all() | silent
-    if not binary.all(): raise InputError('the truth', f'{_some(binary.index[~binary])} must be 0 or 1 (are the two files swapped?)')
+    if not binary.all(): raise InputError('the truth', f'{a_few(binary.index[~binary])} must be 0 or 1 (are the two files swapped?)')
     unread,wanted = _unread(p),set(t[key])
     unknown = p[key][~unread & ~p[key].isin(wanted)]
     if len(unknown):
-        raise InputError('the truth', f'nothing for {len(unknown):,} of {len(p):,} predictions: {_some(unknown)}')
+        raise InputError('the truth', f'nothing for {len(unknown):,} of {len(p):,} predictions: {a_few(unknown)}')
     lacking = t[key][~t[key].isin(set(p[key]))]
     if len(lacking) and not subset:
         raise InputError('the predictions', f'nothing for {len(lacking):,} of {len(t):,} rows of truth: '
-                                            f'{_some(lacking)} (a subset on purpose? say so)')
+                                            f'{a_few(lacking)} (a subset on purpose? say so)')
     if unread.all(): raise InputError('the predictions', 'no row has status ok and six probabilities')
     t = t.rename(columns=dict(zip(SUBTYPES, TRUTH)))
     return p.merge(t[[key] + TRUTH + [o for o in t if o not in p and o not in TRUTH]], on=key, how='left')
@@ -141,7 +136,7 @@ def study_table(
     return pd.concat([groups[first].first(), groups.size().rename('n_slices'), probabilities, groups[highest].max()],
                      axis=1).reset_index()
 
-# %% ../nbs/14a_truth.ipynb #ac1f6af5
+# %% ../nbs/14a_truth.ipynb #99519ef1
 _CQ500 = dict(zip(SUBTYPES, 'ICH EDH IPH IVH SAH SDH'.split()))
 
 def _plain(names): return names.astype(str).str.replace('[^A-Za-z0-9]', '', regex=True).str.upper()
@@ -164,14 +159,14 @@ def read_cq500(
     table,name = _read(csv)
     columns = {s: [f'R{k}:{short}' for k in (1, 2, 3)] for s,short in _CQ500.items()}
     lacking = [o for o in ['name'] + sum(columns.values(), []) if o not in table]
-    if lacking: raise InputError(name, f'not the form of CQ500: no column {_some(lacking)}')
+    if lacking: raise InputError(name, f'not the form of CQ500: no column {a_few(lacking)}')
     odd = table.name[~table[sum(columns.values(), [])].isin((0, 1)).all(axis=1)]
-    if len(odd): raise InputError(name, f'reads that are not 0 or 1: {_some(odd)}')
+    if len(odd): raise InputError(name, f'reads that are not 0 or 1: {a_few(odd)}')
     votes = {s: table[o].sum(axis=1) for s,o in columns.items()}
     truth = pd.DataFrame({'study_id': table.name, **{s: (o >= 2).astype(int) for s,o in votes.items()}})
     return _find_studies(truth, studies, name)
 
-# %% ../nbs/14a_truth.ipynb #2bf86c3c
+# %% ../nbs/14a_truth.ipynb #6fcc29ea
 _WORDS = {**dict.fromkeys('1 1.0 yes y true positive pos present'.split(), 1.),
           **dict.fromkeys('0 0.0 no n false negative neg absent'.split(), 0.)}
 _STUDY_COLUMNS = 'study_id', 'StudyInstanceUID', 'study', 'name', 'patient_id', 'PatientID'
@@ -180,7 +175,7 @@ def _binary(column, name):
     "Yes and no, as people write them, as 1 and 0"
     found = column.astype(str).str.strip().str.lower().map(_WORDS)
     odd = column[found.isna()]
-    if len(odd): raise InputError(name, f'column {column.name} is neither yes nor no: {_some(odd.unique())}')
+    if len(odd): raise InputError(name, f'column {column.name} is neither yes nor no: {a_few(odd.unique())}')
     return found
 
 def read_studies(
@@ -194,13 +189,13 @@ def read_studies(
     columns = {s: s for s in SUBTYPES if s in table} if columns is None else columns
     key = key or next((o for o in _STUDY_COLUMNS if o in table), None)
     lacking = [o for o in [*columns.values(), *([key] if key else [])] if o not in table] + [o for o in columns if o not in SUBTYPES]
-    if lacking or key is None: raise InputError(name, f'no column {_some(lacking or _STUDY_COLUMNS[:2])}')
+    if lacking or key is None: raise InputError(name, f'no column {a_few(lacking or _STUDY_COLUMNS[:2])}')
     found = pd.DataFrame({s: _binary(table[columns[s]], name) if s in columns else np.nan for s in SUBTYPES}, table.index)
     if 'any' not in columns:
         if found[SUBTYPES[1:]].isna().any(axis=None): raise InputError(name, 'no column for any, and not all five subtypes to make it from')
         found['any'] = found[SUBTYPES[1:]].max(axis=1)
     twice = table[key][table[key].duplicated()]
-    if len(twice): raise InputError(name, f'more than one row for {_some(twice.unique())}')
+    if len(twice): raise InputError(name, f'more than one row for {a_few(twice.unique())}')
     return _find_studies(pd.concat([table[key].rename('study_id'), found], axis=1), studies, name)
 
 # %% ../nbs/14a_truth.ipynb #787a6f82

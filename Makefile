@@ -25,8 +25,8 @@ env: $(READY) ## The environment in .venv, rebuilt when what it is made from has
 demo: $(READY) ## Simulate, check, store, train, evaluate, submit; prints where the report is
 	@$(BIN)/ich demo $(DEMO_ARGS)
 
-test: $(READY) ## Every test: each notebook is one, then tests/; e.g. PYTEST_ARGS='-k labels'
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(READY) ## Every test, two at a time; each notebook is one; e.g. PYTEST_ARGS='-k labels'
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 docs: $(READY) ## The documentation site in docs/, from the notebooks, and README.md
 	@$(BIN)/python tools/build_readme.py

@@ -6,6 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault('MPLBACKEND', 'agg')
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # `make test` runs two tests at a time
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # A test that needs the network fails here as it would on a machine without one
 
 

@@ -137,7 +137,7 @@ def as_stage_1(competition, dest):
 @pytest.mark.parametrize('stage', [1, 2])
 def test_train_then_predict(competition, tmp_path, stage):
     folder = as_stage_1(competition, tmp_path/'stage_1') if stage == 1 else competition
-    done = ich('train', folder, '--recipe', 'quick', '--out', tmp_path/'run')
+    done = ich('train', folder, '--recipe', 'quick', '--epochs', '1', '--out', tmp_path/'run')
     assert done.returncode == 1, done.stderr                      # the one truncated file of every simulated competition
     assert 'truncated' in done.stderr
     test = folder/f'stage_{stage}_test'
@@ -153,7 +153,7 @@ def test_phantom_killed_and_continued(tmp_path):
     def digest(d):
         files = [p for p in sorted(d.rglob('*')) if p.is_file() and p.suffix != '.parquet']
         return {p.relative_to(d).as_posix(): hashlib.sha1(p.read_bytes()).hexdigest() for p in files}
-    options = '--patients 6 --seed 9 --size 64 --max-slices 6 --jobs 1'.split()
+    options = '--patients 3 --seed 9 --size 64 --max-slices 6 --jobs 1'.split()
     args = [str(ICH), 'phantom', str(tmp_path/'killed'), *options]
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.time() + 120

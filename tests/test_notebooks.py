@@ -1,9 +1,8 @@
 "Every notebook runs from top to bottom: each is one test"
 import io
 import multiprocessing
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -34,21 +33,9 @@ def run_alone(path):
     with ProcessPoolExecutor(1, mp_context=spawn) as pool: return pool.submit(run_notebook, path).result()
 
 
-@pytest.fixture(scope='module')
-def results(request):
-    "Futures of the notebooks that were asked for, two at a time where there are two cores, with one thread each"
-    wanted = [item.callspec.params['path'] for item in request.session.items if item.name.startswith('test_notebook[')]
-    before = os.environ.get('OMP_NUM_THREADS')
-    os.environ['OMP_NUM_THREADS'] = before or '1'
-    pool = ThreadPoolExecutor(min(2, os.cpu_count() or 1))
-    yield {path: pool.submit(run_alone, path) for path in wanted}
-    pool.shutdown(cancel_futures=True)
-    if before is None: del os.environ['OMP_NUM_THREADS']
-
-
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())
-def test_notebook(path, results, record_property):
-    passed, seconds, errors = results[path].result()
+def test_notebook(path, record_property):
+    passed, seconds, errors = run_alone(path)
     record_property('notebook_seconds', seconds)
     assert passed, f'{path.name}\n{errors}'
 

@@ -179,7 +179,7 @@ def _gallery(evaluation, images, n):
                                    + grid([_card(row, images) for _,row in rows.iterrows()], 230))
     return section('Slices to look at', *parts)
 
-# %% ../nbs/15_evaluation.ipynb #dfb4f267
+# %% ../nbs/15_evaluation.ipynb #6ef78864
 FEW_PATIENTS = 10 # Below so many with a subtype, its figures are anecdotes
 
 def in_words(
@@ -209,6 +209,8 @@ def in_words(
     if worse: said.append(f"By {' and by '.join(worse)}, this AUC is on the wrong side of chance.")
     return said
 
+_OF_STUDIES = {'max': 'the highest of its slices', 'noisy_or': 'that of one slice at least, were they independent', 'studies.csv': 'what the studies.csv of the predictions says'}
+
 def cautions(
     evaluation # An `Evaluation`
 ) -> list: # Sentences
@@ -219,6 +221,7 @@ def cautions(
     source = next(iter(priors.values())) if len(set(priors.values())) == 1 else ', '.join(f'by {k} from {o}' for k,o in priors.items())
     said = [f"Intervals are 95%, from a bootstrap over {evaluation.info['groups']}. "
             f"The constant answer comes{'' if source.startswith('by ') else ' from'} {source}."]
+    if 'study' in evaluation.levels: said.append(f"A study's probability is {_OF_STUDIES[evaluation.info['how']]}.")
     if few: said.append(f'Few patients have {", ".join(few)}: take these figures as anecdotes.')
     lost = len(evaluation.left_out)
     if lost: said.append(f'{lost:,} rows could not be judged; they are listed at the end.')

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/inference.html.md"""
 __all__ = ['ANY_RULES', 'CLIP', 'ANY_RULE', 'STUDY_RULES', 'SeriesPrediction', 'COLUMNS', 'reconcile', 'Predictor',
            'load_predictor', 'Predictions', 'sheet']
 
-# %% ../nbs/14_inference.ipynb #cf79be3e
+# %% ../nbs/14_inference.ipynb #52298f18
 import hashlib, json, os, time, zipfile
 from collections import namedtuple
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .bundle import bundle_prior, default_bundle, find_bundle, read_ensemble, read_members
 from .core import DISCLAIMER, InputError, atomic_path, progress
@@ -96,7 +97,7 @@ class Predictor:
         points = f'{short:.3f}' + (f', or {long:.3f} in series that go through the second stage' if long != short else '')
         return f'Model {self.config["name"]!r}, trained on {self.config["trained_on"]}. Positive: any is at least {points}; a study is positive if one of its slices is. {DISCLAIMER}'
 
-# %% ../nbs/14_inference.ipynb #a82921d6
+# %% ../nbs/14_inference.ipynb #aa5e8a44
 def load_predictor(
     bundle=None, # A bundle's folder, or that of a training run; the shipped bundle unless given
     device='cpu', # Where to compute
@@ -106,16 +107,16 @@ def load_predictor(
     "A predictor with `.predict(folder)`, `.predict_stream(series)`, `.predict_study(series)` and `.predict_hu(hu)`; `kwargs` are those of `Predictor`"
     return Predictor(bundle, device, backend=backend, **kwargs)
 
-def _model(self):
+@patch(as_prop=True)
+def model(self:Predictor):
     "The first member's torch network, for those who want to look inside; this imports torch"
     from rsna_ich.models import load_bundle
     if '_torch' not in self.__dict__: self._torch = load_bundle(self.members[0].bundle, self.device)[0]
     return self._torch
 
-Predictor.model = property(_model)
-
-# %% ../nbs/14_inference.ipynb #fdf0f30e
-def _predict_hu(self,
+# %% ../nbs/14_inference.ipynb #c6a96a17
+@patch
+def predict_hu(self:Predictor,
     hu, # int16 HU of one series in order, (n, h, w), any size; or one slice, (h, w)
     z_mm=None, # Position of each slice, mm, (n,), where known
     thickness_mm=None # Of each slice, mm, (n,) or a number, likewise
@@ -134,23 +135,24 @@ def _predict_hu(self,
         p = p + weight*member.probabilities(small[size], z_mm, thickness_mm, self.tta, self.average)
     return np.clip(reconcile(p, self.any_rule), self.clip, 1 - self.clip)
 
-def _positive(self,
+@patch
+def positive(self:Predictor,
     probabilities # Of one series, (n, 6)
 ) -> np.ndarray: # 0 or 1, (n,)
     "Which slices are called positive at the bundle's operating point"
     return (probabilities[:, 0] >= self._threshold(len(probabilities))).astype('int64')
 
-def _cropped(self, hu, box, size):
+@patch
+def _cropped(self:Predictor, hu, box, size):
     "What `store.prepare` gives, in as many threads as the members have"
     pad = hu.min()
     return np.concatenate(in_portions(lambda i, j: crop_resize(hu[i:j], box, size, pad), len(hu), max(m.threads for m in self.members)))
 
-Predictor.predict_hu,Predictor.positive,Predictor._cropped = _predict_hu,_positive,_cropped
-
-# %% ../nbs/14_inference.ipynb #28d1e0c4
+# %% ../nbs/14_inference.ipynb #ddd4a41c
 SeriesPrediction = namedtuple('SeriesPrediction', 'key probabilities positive') # key of the series, (n, 6), 0 or 1 (n,)
 
-def _predict_stream(self,
+@patch
+def predict_stream(self:Predictor,
     series # Iterator of int16 HU (n, h, w), or of dicts with `hu` and perhaps `key`, `z_mm`, `thickness_mm`
 ): # Iterator of `SeriesPrediction`; the key is the number of the series unless given
     "Probabilities of one series after another, never holding more than one"
@@ -162,17 +164,17 @@ def _predict_stream(self,
         del o
         yield found
 
-def _of_study(self, series):
+@patch
+def _of_study(self:Predictor, series):
     "Probabilities of a study from those of its series, (6,)"
     return np.clip(study_probability(series, self.study), self.clip, 1 - self.clip)
 
-def _predict_study(self,
+@patch
+def predict_study(self:Predictor,
     series:list # Of arrays, int16 HU (n, h, w), one a series of the study; or of dicts as for `predict_stream`
 ) -> np.ndarray: # (6,), by the predictor's rule for studies
     "Probabilities of a whole study; ValueError where it has no slices"
     return self._of_study([o.probabilities for o in self.predict_stream(series)])
-
-Predictor.predict_stream,Predictor.predict_study,Predictor._of_study = _predict_stream,_predict_study,_of_study
 
 # %% ../nbs/14_inference.ipynb #38e74919
 def _set_copies_aside(table):
@@ -235,7 +237,7 @@ def _side_files(source):
         else: skipped.append(name)
     return odd, skipped
 
-# %% ../nbs/14_inference.ipynb #826c51bf
+# %% ../nbs/14_inference.ipynb #5be137aa
 COLUMNS = ['image_id', 'study_id', 'series_id', 'slice_index', *SUBTYPES, 'positive', 'status'] # of slices.csv
 
 def _read_rows(rows):
@@ -248,7 +250,8 @@ def _read_rows(rows):
         except (InputError, OSError) as e: bad[row.Index] = getattr(e, 'reason', str(e))
     return hu,bad
 
-def _predict_rows(self, rows):
+@patch
+def _predict_rows(self:Predictor, rows):
     "What is found in one series: (row label, frame or 0, six probabilities or None, positive or None, status) of each slice"
     hu,bad = _read_rows(rows[rows.status.eq('ok')])
     reasons = {**rows.status[rows.status.ne('ok')].to_dict(), **bad}
@@ -259,8 +262,6 @@ def _predict_rows(self, rows):
         p = self.predict_hu(np.stack([f for *_,f in frames]), *(where[c].to_numpy('float64', na_value=np.nan) for c in ('z_mm', 'thickness_mm')))
         out += [(int(i), k, q.tolist(), int(pos), 'ok') for (i,k,_),q,pos in zip(frames, p, self.positive(p))]
     return out
-
-Predictor._predict_rows = _predict_rows
 
 # %% ../nbs/14_inference.ipynb #d8cfd594
 def _as_table(table, found):
@@ -289,7 +290,7 @@ class _Journal:
         if not self.file: return
         with open(self.file, 'a', encoding='utf-8') as f: f.write(json.dumps([k, found]) + '\n')
 
-# %% ../nbs/14_inference.ipynb #b245b252
+# %% ../nbs/14_inference.ipynb #e1a07d7f
 @dataclass
 class Predictions:
     "What `Predictor.predict` found: one row a slice, one a study, and which files were left out"
@@ -314,7 +315,8 @@ class Predictions:
         with atomic_path(out/'about.txt') as p: p.write_text(self.about + '\n', encoding='utf-8')
         return out
 
-def _studies(self, whole):
+@patch
+def _studies(self:Predictor, whole):
     "One row a study of the slices that were found, by the predictor's rule"
     from rsna_ich.truth import study_table
     studies = study_table(whole)
@@ -323,8 +325,6 @@ def _studies(self, whole):
     studies[SUBTYPES] = np.stack([found[k] for k in studies.study_id])
     return studies
 
-Predictor._studies = _studies
-
 def _count_left_out(studies, bad):
     "`studies` with a column `n_left_out`, and with rows for studies that have nothing else"
     lost = bad.groupby('study_id').size()
@@ -332,13 +332,15 @@ def _count_left_out(studies, bad):
     out = pd.concat([studies, gone], ignore_index=True) if len(gone) else studies
     return out.assign(n_left_out=out.study_id.map(lost).fillna(0).astype(int))
 
-# %% ../nbs/14_inference.ipynb #734ee256
-def _run_key(self, table):
+# %% ../nbs/14_inference.ipynb #fe69e475
+@patch
+def _run_key(self:Predictor, table):
     "What a run depends on: files, model, options"
     what = [table.to_csv(index=False), *(f'{w} {m.config} {(m.bundle/"model.safetensors").stat().st_size}' for w,m in zip(self.weights, self.members)), self.tta, self.average, self.any_rule, self.clip]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
-def _predict(self,
+@patch
+def predict(self:Predictor,
     folder, # A folder with DICOM files, subfolders included; a zip; or a list of files
     n_jobs:int=2, # Processes that read headers
     keep=None # Folder for the series that are finished, so that the same call goes on from there if it is stopped
@@ -358,8 +360,6 @@ def _predict(self,
     studies = self._studies(whole) if len(bad) < len(whole) else pd.DataFrame(columns=['study_id', 'n_slices', *SUBTYPES, 'positive'])
     left_out = pd.DataFrame([*zip(bad.path, bad.status), *odd], columns=['path', 'reason'])
     return Predictions(whole[COLUMNS], _count_left_out(studies, bad), left_out, self.about, time.perf_counter() - began, tuple(skipped))
-
-Predictor._run_key,Predictor.predict = _run_key,_predict
 
 # %% ../nbs/14_inference.ipynb #fc074d28
 def sheet(

@@ -143,36 +143,49 @@ def _decide(rows, threshold):
     at = .5 if threshold is None else threshold
     return rows.assign(positive=(rows['any'] >= at).astype(int)),f'any at or above {at:g}'
 
-# %% ../nbs/14b_judging.ipynb #2e328315
+# %% ../nbs/14b_judging.ipynb #9bcf4cab
+def _as_given(studies, source):
+    "Studies with the probabilities that a folder's `studies.csv` gives them, if it speaks of exactly these slices; and whether it does"
+    file = Path(source)/'studies.csv' if isinstance(source, (str, Path)) else Path()
+    table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    if not {'study_id', 'n_slices', *SUBTYPES} <= set(table.columns) or 'n_slices' not in studies: return studies,False
+    table = table.dropna(subset=['study_id', *SUBTYPES]).drop_duplicates('study_id').set_index('study_id').reindex(studies.study_id)
+    if (table.n_slices.to_numpy() != studies.n_slices.to_numpy()).any(): return studies,False
+    return studies.assign(**{s: table[s].to_numpy() for s in SUBTYPES}),True
+
+# %% ../nbs/14b_judging.ipynb #42ffc18b
 def evaluate(
     predictions, # Predictions: DataFrame, file, or the folder that `ich predict` wrote, see `read_wide`
     truth, # Truth: path or DataFrame, by image or by study
     groups=None, # What the bootstrap draws: a column, or a dict or Series by image_id; None: patient_id, else study_id
     prior=None, # Constant answer of the training labels, anything that `read_prior` takes; None: of the truth itself
     threshold:float|None=None, # Operating point of `any`; None: the column `positive`, else 0.5
-    how:str='max', # From slices to studies, see `study_table`
+    how:str|None=None, # From slices to studies, see `study_table`; None: as the folder's studies.csv says, else 'max'
     subset:bool=False, # May there be truth without predictions?
     n_boot:int=500, # Bootstrap draws
     seed:int=0 # Of the draws
 ) -> Evaluation: # InputError where the two do not fit
     "Slices and, where they are known, studies against the truth"
-    predictions,prior = read_wide(predictions),None if prior is None else read_prior(prior)
+    source,predictions,prior = predictions,read_wide(predictions),None if prior is None else read_prior(prior)
     joined = join_truth(predictions, truth, subset)
     lost = predictions[_unread(predictions)]
     reasons = lost['status'].replace('ok', np.nan) if 'status' in lost else pd.Series(np.nan, lost.index)
     left_out = pd.DataFrame(dict(image_id=lost[_key(lost)], reason=reasons.astype(object).fillna('no probabilities')))
     key,rows = _key(joined),joined[~_unread(joined)].reset_index(drop=True)
+    given = False
+    if key == 'study_id' and how is None: rows,given = _as_given(rows, source)
     rows,decided = _decide(rows, threshold)
     rows['group'],drawn = _groups(rows, groups)
     rows['loss'] = _score(rows[SUBTYPES].to_numpy(float), rows[TRUTH].to_numpy(float))
     levels = {key.removesuffix('_id').replace('image', 'slice'): rows}
     if key == 'image_id' and 'study_id' in rows and rows.study_id.notna().all():
-        studies = study_table(rows, how)
-        if how != 'max' and threshold is not None: studies,_ = _decide(studies, threshold)
+        studies = study_table(rows, how or 'max')
+        if how is None: studies,given = _as_given(studies, source)
+        if (given or how == 'noisy_or') and threshold is not None: studies,_ = _decide(studies, threshold)
         levels['study'] = studies.assign(group=rows.groupby('study_id', sort=False).group.first().to_numpy())
     found = {name: judge(o, o.group, prior if name == 'slice' else None, n_boot, seed) for name,o in levels.items()}
-    source = {o: 'the training labels' if o == 'slice' and prior is not None else _OWN_PRIOR for o in levels}
-    info = dict(groups=drawn, positive=decided, prior=source, how=how, n_boot=n_boot)
+    priors = {o: 'the training labels' if o == 'slice' and prior is not None else _OWN_PRIOR for o in levels}
+    info = dict(groups=drawn, positive=decided, prior=priors, how='studies.csv' if given else how or 'max', n_boot=n_boot)
     return Evaluation(levels, {k: m for k,(m,_) in found.items()}, {k: s for k,(_,s) in found.items()},
                       left_out.reset_index(drop=True), info)
 

@@ -8,13 +8,14 @@ Docs: https://rsna-ich.github.io/rsna_ich/stages.html.md"""
 __all__ = ['TTA', 'AVERAGES', 'TURN', 'PORTIONS', 'model_input', 'check_views', 'turned', 'cores', 'in_portions',
            'choose_backend', 'Member']
 
-# %% ../nbs/13b_stages.ipynb #bcfa1592
+# %% ../nbs/13b_stages.ipynb #449529ea
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .bundle import read_config
 from .core import InputError
@@ -133,13 +134,14 @@ class Member:
         "Which of its stages speaks for a series of `n` slices"
         return self.config['second_stage'] if self._series is not None and n >= MIN_SLICES else self.config
 
-# %% ../nbs/13b_stages.ipynb #e2efe5ec
+# %% ../nbs/13b_stages.ipynb #8b8f287d
 def _around(n, k, z_mm):
     "Rows of each slice and its `k` neighbours on each side, as training takes them: by position, not across gaps"
     if not k: return np.arange(n)[:, None]
     return neighbour_rows(pd.DataFrame(dict(series_id=0, slice_index=np.arange(n), z_mm=np.arange(n, dtype=float) if z_mm is None else np.asarray(z_mm, float))), k)
 
-def _look(self, hu, flip=False, z_mm=None):
+@patch
+def _look(self:Member, hu, flip=False, z_mm=None):
     "Logits and embeddings of prepared HU (n, H, W); with `flip` a second pair, of the mirror images"
     at = _around(len(hu), self.config['neighbours'], z_mm)
     def look(first, end):
@@ -153,7 +155,8 @@ def _look(self, hu, flip=False, z_mm=None):
     found = in_portions(look, len(hu), self.threads, self.bs)
     return [tuple(np.concatenate(o) for o in zip(*view)) for view in zip(*found)]
 
-def _views(self,
+@patch
+def views(self:Member,
     hu, # Prepared int16 HU of one series in order, (n, H, W)
     tta=('flip',), # Names in `TTA`
     z_mm=None # Position of each slice, mm, (n,), where known
@@ -163,10 +166,9 @@ def _views(self,
     shown = [hu] + ([turned(hu, d) for d in (TURN, -TURN)] if 'rotate' in tta else [])
     return [v for o in shown for v in self._look(o, 'flip' in tta, z_mm)]
 
-Member._look,Member.views = _look,_views
-
-# %% ../nbs/13b_stages.ipynb #e9afdee4
-def _probabilities(self,
+# %% ../nbs/13b_stages.ipynb #f94287ae
+@patch
+def probabilities(self:Member,
     hu, # Prepared int16 HU of one series in order, (n, H, W)
     z_mm=None, # Position of each slice, mm, (n,), where known
     thickness_mm=None, # Of each slice, mm, likewise
@@ -178,7 +180,8 @@ def _probabilities(self,
     if not len(hu): return np.zeros((0, len(SUBTYPES)))
     return self.answer(self.views(hu, tta, z_mm), z_mm, thickness_mm, 'reverse' in tta, average)
 
-def _answer(self,
+@patch
+def answer(self:Member,
     views:list, # Of (logits (n, 6), embeddings (n, width)), as `views` gives them
     z_mm=None, # As in `probabilities`
     thickness_mm=None, # As in `probabilities`
@@ -196,11 +199,10 @@ def _answer(self,
     calibrated = Calibration(stage['temperature'], tuple(stage['bias']))
     return np.mean([calibrated(sigmoid(o)) for o in logits], 0)
 
-def _corrected(self, logits, embeddings, z_mm, thickness_mm, way):
+@patch
+def _corrected(self:Member, logits, embeddings, z_mm, thickness_mm, way):
     "Logits after the second stage, which reads the series upwards (1) or downwards (-1)"
     turn = lambda o: o if o is None or np.ndim(o) == 0 else np.asarray(o)[::way]
     network = self.config['second_stage'].get('network')
     change = self._series(np.ascontiguousarray(model_features(network, *map(turn, (logits, embeddings, z_mm, thickness_mm)))))
     return np.asarray(logits, 'float64') + change[::way]
-
-Member.probabilities,Member.answer,Member._corrected = _probabilities,_answer,_corrected

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/judging.html.md"""
 __all__ = ['THRESHOLDS', 'KINDS', 'judge', 'Evaluation', 'read_prior', 'evaluate', 'operating_points', 'recalibrated', 'by',
            'pick_slices']
 
-# %% ../nbs/14b_judging.ipynb #0c21674e
+# %% ../nbs/14b_judging.ipynb #d5605828
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pandas as pd
 
 from .bundle import bundle_prior
 from .core import InputError, a_few
+from .folds import deal_patients
 from .labels import SUBTYPES
 from .metrics import (CLIP, WEIGHTS, _auc, boundary_interval, bootstrap_interval, constant_prior,
                               expected_calibration_error, fit_temperature, logit, sensitivity_specificity)
@@ -216,7 +217,7 @@ def operating_points(
         out[o],out[f'{o}_low'],out[f'{o}_high'] = found[k],low[k],high[k]
     return out.assign(ppv=found[2], npv=found[3])
 
-# %% ../nbs/14b_judging.ipynb #20a4c9a5
+# %% ../nbs/14b_judging.ipynb #f9f77828
 def recalibrated(
     evaluation, # An `Evaluation`
     level:str='slice', # Which rows: 'slice' or 'study'
@@ -225,10 +226,9 @@ def recalibrated(
 ) -> pd.DataFrame: # Rows 'as predicted' and 'recalibrated': score, ece of any, temperature (mean over folds)
     "The score with a calibration fitted on the other patients; ValueError where there are too few, or a subtype is unknown"
     rows = evaluation.levels[level]
-    p,y,names = rows[SUBTYPES].to_numpy(float),rows[TRUTH].to_numpy(float),np.unique(rows.group.astype(str))
-    if np.isnan(y).any() or len(names) < 2*folds: raise ValueError(f'{len(names)} patients are too few for {folds} folds, or a subtype is unknown')
-    fold = dict(zip(np.random.default_rng(seed).permutation(names), np.arange(len(names)) % folds))
-    mine,out,temperatures = rows.group.astype(str).map(fold).to_numpy(),p.copy(),[]
+    p,y,patients = rows[SUBTYPES].to_numpy(float),rows[TRUTH].to_numpy(float),rows.group.nunique()
+    if np.isnan(y).any() or patients < 2*folds: raise ValueError(f'{patients} patients are too few for {folds} folds, or a subtype is unknown')
+    mine,out,temperatures = deal_patients(rows.group, folds, seed),p.copy(),[]
     for k in range(folds):
         fitted = fit_temperature(logit(p[mine != k], 1e-6), y[mine != k], bias=True)
         out[mine == k] = fitted(p[mine == k].clip(1e-6, 1-1e-6))

@@ -10,7 +10,7 @@ __all__ = ['ARCHS', 'RATES', 'CANDIDATES', 'Recurrent', 'DilatedConv', 'Attentio
            'cross_validate', 'compare_networks', 'add_second_stage', 'finish_run', 'load_sequence', 'MIN_SLICES',
            'series_features', 'model_features', 'study_probability']
 
-# %% ../nbs/13_sequence.ipynb #b1164b19
+# %% ../nbs/13_sequence.ipynb #77d733a2
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .core import InputError, progress
+from .folds import deal_patients
 from .labels import SUBTYPES
 from .metrics import Calibration, sigmoid, weighted_log_loss
 from .series import (MIN_SLICES, N_GEOMETRY, N_LOGITS, OLD_NETWORK, check_held_out, fit_study, model_features, pool_series,
@@ -65,7 +66,7 @@ class DilatedConv(nn.Module):
         for layer in self.layers: h = h + F.relu(layer(h*keep))
         return h.transpose(1, 2)
 
-# %% ../nbs/13_sequence.ipynb #5fff722e
+# %% ../nbs/13_sequence.ipynb #1435409d
 class Attention(nn.Module):
     "One layer of self-attention and a small network for each slice, both added to what comes in"
     def __init__(self,
@@ -82,9 +83,10 @@ class Attention(nn.Module):
         b,n,width = x.shape
         q,k,v = self.qkv(self.norm1(x)).reshape(b, n, 3, self.heads, width//self.heads).permute(2, 0, 3, 1, 4)
         at = torch.arange(n, device=x.device)
-        scores = q @ k.transpose(-1, -2)/(width//self.heads)**.5 - self.slopes[:, None, None]*(at[None] - at[:, None]).abs()
-        if mask is not None: scores = scores.masked_fill(~mask[:, None, None], -1e9)
-        x = x + self.join((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, width))
+        bias = -self.slopes[:, None, None]*(at[None] - at[:, None]).abs()
+        if mask is not None: bias = torch.where(mask[:, None, None], bias, -1e9)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        x = x + self.join(found.transpose(1, 2).reshape(b, n, width))
         return x + self.each(self.norm2(x))
 
 class Transformer(nn.Module):
@@ -303,7 +305,7 @@ def _fit_one(model, series, steps, lr, weight_decay, bs, rng):
     model.reduce = reduce
     return model.eval()
 
-# %% ../nbs/13_sequence.ipynb #0d2685f7
+# %% ../nbs/13_sequence.ipynb #5ef69d2a
 def cross_validate(
     held, # As in `held_out_series`
     embeddings=None, # As in `held_out_series`
@@ -313,14 +315,12 @@ def cross_validate(
 ) -> np.ndarray: # Corrected logits, (rows, 6), each from a model that has not seen its patient
     "Second stage on every held-out patient, trained on the others"
     series = held_out_series(held, embeddings)
-    names = sorted({s.patient for s in series})
-    if len(names) < folds: raise InputError('held-out patients', f'{len(names)} are too few for {folds} folds')
-    fold = dict(zip(np.random.default_rng(split_seed).permutation(names), np.arange(len(names)) % folds))
+    fold = deal_patients([s.patient for s in series], folds, split_seed)
     out = np.empty((len(held), len(SUBTYPES)))
     for k in range(folds):
-        model = fit_sequence([s for s in series if fold[s.patient] != k], **kwargs)
-        for s in series:
-            if fold[s.patient] == k: out[s.rows] = apply_sequence(model, s.logits, s.embeddings, s.z_mm, s.thickness_mm)
+        model = fit_sequence([s for s,f in zip(series, fold) if f != k], **kwargs)
+        for s,f in zip(series, fold):
+            if f == k: out[s.rows] = apply_sequence(model, s.logits, s.embeddings, s.z_mm, s.thickness_mm)
     return out
 
 # %% ../nbs/13_sequence.ipynb #4e4218c7

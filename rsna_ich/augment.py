@@ -53,10 +53,12 @@ class Warp(RandTransform):
 
     def encodes(self, x:TensorHU): return _sample(_plain(x), self.some(_points(_plain(x))))
 
-# %% ../nbs/08b_augment.ipynb #8587f20a
+# %% ../nbs/08b_augment.ipynb #bca19304
 def _affine(points, angle, wide, high, right=0, down=0):
     "Points turned by `angle` (radians), stretched and shifted (in halves of the picture), each (n,)"
-    a,b,c,d,right,down = (torch.as_tensor(o, device=points.device).reshape(-1, 1, 1) for o in (angle.cos()*wide, -angle.sin()*high, angle.sin()*wide, angle.cos()*high, right, down))
+    cos,sin = angle.cos(),angle.sin()
+    numbers = cos*wide,-sin*high,sin*wide,cos*high,right,down
+    a,b,c,d,right,down = (torch.as_tensor(o, device=points.device).reshape(-1, 1, 1) for o in numbers)
     x,y = points.unbind(-1)
     return torch.stack([torch.addcmul(a*x + right, b, y), torch.addcmul(c*x + down, d, y)], -1)
 

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/cli.html.md"""
 __all__ = ['app', 'RESUMES', 'AT_LEAST', 'kaggle_app', 'command', 'phantom', 'check', 'eda', 'store', 'train', 'lr', 'recipes',
            'ship', 'bundle', 'push', 'pull', 'predict', 'submit', 'evaluate', 'download', 'kaggle_build', 'demo']
 
-# %% ../nbs/19_cli.ipynb #b47e42dd
+# %% ../nbs/19_cli.ipynb #17e4f8ee
 import inspect, re, sys
 from functools import wraps
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .core import DISCLAIMER, InputError
+from .core import DISCLAIMER, InputError, a_few
 
 # %% ../nbs/19_cli.ipynb #53e45432
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -80,7 +80,7 @@ def _export(bundle):
     try: export_onnx(bundle)
     except InputError as e: typer.echo(f'no ONNX plans, so predictions will take torch and longer: {e}', err=True)
 
-# %% ../nbs/19_cli.ipynb #04500341
+# %% ../nbs/19_cli.ipynb #77d512f5
 @command
 def phantom(
     dest:Path, # Folder to write
@@ -120,7 +120,9 @@ def eda(
     from rsna_ich.eda import eda_report
     report = eda_report(folder, out, n_jobs=jobs)
     typer.echo(f'page: {report.html}')
-    return _left_out(report.left_out[[c for c in ('path', 'image_id') if c in report.left_out][:1] + [c for c in ('status', 'reason') if c in report.left_out][:1]].itertuples(index=False), out) if len(report.left_out) else 0
+    if not len(lost := report.left_out): return 0
+    file,reason = (next(c for c in names if c in lost) for names in (('path', 'image_id'), ('status', 'reason')))
+    return _left_out(lost[[file, reason]].itertuples(index=False), out)
 
 # %% ../nbs/19_cli.ipynb #d7324e97
 @command
@@ -150,7 +152,7 @@ def store(
     typer.echo(f'{len(built):,} slices in {dest}')
     return _left_out(built.left_out[['path', 'reason']].itertuples(index=False), dest/'left_out.csv')
 
-# %% ../nbs/19_cli.ipynb #d330cb5a
+# %% ../nbs/19_cli.ipynb #20c107dc
 @command
 def train(
     competition:Path, # Folder in the competition's layout, stage 1 or 2
@@ -170,14 +172,16 @@ def train(
     from rsna_ich.recipes import get_recipe
     chosen = get_recipe(recipe)
     from rsna_ich.training import train as run
-    bundle = run(competition, recipe, out, fraction, epochs, size, jobs, bs=batch, folds=folds, loggers=tuple(o for o in loggers.split(',') if o), pretrained=pretrained,
-                 finish=_second_stage(chosen.specificity) if chosen.second_stage else None)
+    loggers = tuple(o for o in loggers.split(',') if o)
+    finish = _second_stage(chosen.specificity) if chosen.second_stage else None
+    bundle = run(competition, recipe, out, fraction, epochs, size, jobs, bs=batch, folds=folds, loggers=loggers,
+                 pretrained=pretrained, finish=finish)
     _export(bundle)
     typer.echo((bundle/'README.md').read_text())
     typer.echo(f'bundle: {bundle}')
     return _left_out(pd.read_csv(out/'left_out.csv').itertuples(index=False), out/'left_out.csv')
 
-# %% ../nbs/19_cli.ipynb #ad10e08c
+# %% ../nbs/19_cli.ipynb #74aa5656
 @command
 def lr(
     competition:Path, # Folder in the competition's layout, stage 1 or 2
@@ -192,7 +196,8 @@ def lr(
 ):
     "Suggest learning rates for a recipe on a competition folder"
     from rsna_ich.recipes import get_recipe, scale_recipe
-    chosen = scale_recipe(get_recipe(recipe, **{} if pretrained is None else dict(pretrained=False if pretrained == 'none' else pretrained)), size=size, bs=batch)
+    weights = {} if pretrained is None else dict(pretrained=False if pretrained == 'none' else pretrained)
+    chosen = scale_recipe(get_recipe(recipe, **weights), size=size, bs=batch)
     if chosen.members: raise InputError(recipe, f'an ensemble: ask for one of {", ".join(o for o,_ in chosen.members)}')
     if stage > len(chosen.stages): raise InputError(recipe, f'has {_n(len(chosen.stages), "stage")}')
     from rsna_ich.training import find_lr, training_data
@@ -285,7 +290,7 @@ def pull(
     from rsna_ich.bundle import pull_bundle
     typer.echo(f'bundle: {pull_bundle(repo, dest, revision)}')
 
-# %% ../nbs/19_cli.ipynb #89f596cc
+# %% ../nbs/19_cli.ipynb #8b5976ee
 @command
 def predict(
     folder:Path, # DICOM files, subfolders included, with or without .dcm endings; or a zip
@@ -313,12 +318,12 @@ def predict(
     ok = found.slices.status.eq('ok')
     counts = f'{_n(ok.sum(), "slice")} of {_n(len(found.studies), "study", "studies")}, {int(found.slices.positive.sum()):,} called positive'
     typer.echo(f'{counts}; {_n(len(found.left_out), "file")} left out; {found.seconds:.1f} s')
-    if found.skipped: typer.echo(f'not looked into, being no slices by name: {_n(len(found.skipped), "file")} ({", ".join(found.skipped[:5])}{", ..." if len(found.skipped) > 5 else ""})')
+    if found.skipped: typer.echo(f'not looked into, being no slices by name: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
     typer.echo(found.about)
     typer.echo(f'tables: {out}')
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
-# %% ../nbs/19_cli.ipynb #7ffed442
+# %% ../nbs/19_cli.ipynb #32ca70b5
 @command
 def submit(
     predictions:Path, # slices.csv, or the folder that it is in
@@ -332,7 +337,8 @@ def submit(
     path = predictions/'slices.csv' if predictions.is_dir() else predictions
     if not path.is_file(): raise InputError(path, 'no such file')
     slices = pd.read_csv(path)
-    if lacking := [c for c in ('image_id', 'status', *SUBTYPES) if c not in slices]: raise InputError(path, f'not the slices.csv of ich predict: it has no column {lacking[0]}')
+    lacking = [c for c in ('image_id', 'status', *SUBTYPES) if c not in slices]
+    if lacking: raise InputError(path, f'not the slices.csv of ich predict: it has no column {lacking[0]}')
     if missing is not None and not 0 <= missing <= 1: raise InputError(sample, f'--missing {missing} is not a probability')
     write_submission(slices[slices.status.eq('ok')].set_index('image_id')[SUBTYPES], out, sample=sample, missing=missing)
     typer.echo(f'submission: {out}')

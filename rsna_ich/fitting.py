@@ -210,7 +210,7 @@ def _set_random_states(learn, tensors, notes):
     torch.set_rng_state(tensors['rng.torch'])
     if 'rng.cuda' in tensors and torch.cuda.is_available(): torch.cuda.set_rng_state(tensors['rng.cuda'])
 
-# %% ../nbs/12a_fitting.ipynb #6ff3e4ef
+# %% ../nbs/12a_fitting.ipynb #49190d34
 def _callback(learn, kind): return next((cb for cb in learn.cbs if isinstance(cb, kind)), None)
 def _named(prefix, items): return {f'{prefix}.{k}': v.detach().cpu().contiguous() for k,v in items if isinstance(v, torch.Tensor)}
 
@@ -220,8 +220,9 @@ def _fit_state(learn):
     tensors = _named('model', bare(learn.model).state_dict().items())
     for i,state in enumerate(states): tensors |= _named(f'opt.{i}', state.items())
     smooth = learn.recorder.smooth_loss
-    notes = dict(hypers=[{k: float(v) if isinstance(v, float) else v for k,v in h.items()} for h in learn.opt.hypers], scalars=[{k: v for k,v in s.items() if not isinstance(v, torch.Tensor)} for s in states],
-                 smooth=[float(smooth.val), smooth.count], train_iter=learn.train_iter)
+    hypers = [{k: float(v) if isinstance(v, float) else v for k,v in h.items()} for h in learn.opt.hypers]
+    scalars = [{k: v for k,v in s.items() if not isinstance(v, torch.Tensor)} for s in states]
+    notes = dict(hypers=hypers, scalars=scalars, smooth=[float(smooth.val), smooth.count], train_iter=learn.train_iter)
     if running := _callback(learn, RunningMean):
         tensors |= _named('mean', running.mean.module.state_dict().items())
         notes['mean_steps'] = running.steps

@@ -41,7 +41,7 @@ def reconcile(
     if rule == 'noisy_or': p[:, 0] = 1 - (1 - p[:, 1:]).prod(1)
     return p
 
-# %% ../nbs/14_inference.ipynb #88c3b854
+# %% ../nbs/14_inference.ipynb #2f907e27
 CLIP = 1e-6 # the tables have six decimals, and nothing is certain
 ANY_RULE = 'keep' # where the bundle does not say `any_rule`
 STUDY_RULES = 'learnt','max' # from slices to the study
@@ -49,8 +49,10 @@ STUDY_RULES = 'learnt','max' # from slices to the study
 def _study_rule(members, weights):
     "Slope and bias of `series.study_probability`, the weighted mean over members; None where one of them has none"
     found = [m.config['second_stage'].get('study') if m._series is not None else None for m in members]
+    six = lambda o: np.shape(o) == (len(SUBTYPES),)
     for m,o in zip(members, found):
-        if o is not None and not all(np.shape(o.get(k)) == (len(SUBTYPES),) for k in ('slope', 'bias')): raise InputError(m.bundle/'config.json', "the second stage's 'study' needs six slopes and six biases")
+        if o is None or six(o.get('slope')) and six(o.get('bias')): continue
+        raise InputError(m.bundle/'config.json', "the second stage's 'study' needs six slopes and six biases")
     if None in found: return None
     return {k: np.average([o[k] for o in found], axis=0, weights=weights) for k in ('slope', 'bias')}
 
@@ -95,7 +97,8 @@ class Predictor:
     def about(self):
         short,long = self._threshold(1),self._threshold(1000)
         points = f'{short:.3f}' + (f', or {long:.3f} in series that go through the second stage' if long != short else '')
-        return f'Model {self.config["name"]!r}, trained on {self.config["trained_on"]}. Positive: any is at least {points}; a study is positive if one of its slices is. {DISCLAIMER}'
+        model = f'Model {self.config["name"]!r}, trained on {self.config["trained_on"]}.'
+        return f'{model} Positive: any is at least {points}; a study is positive if one of its slices is. {DISCLAIMER}'
 
 # %% ../nbs/14_inference.ipynb #aa5e8a44
 def load_predictor(
@@ -210,7 +213,7 @@ def _check_zip(path):
     with open(path, 'rb') as f: start = f.read(4)
     if (start[:2] == b'PK' or path.suffix.lower() == '.zip') and not zipfile.is_zipfile(path): raise InputError(path, 'a damaged zip: it cannot be opened')
 
-# %% ../nbs/14_inference.ipynb #e51b17db
+# %% ../nbs/14_inference.ipynb #1493f567
 _MARK = 132 # bytes of preamble and 'DICM' at the beginning of a DICOM file (PS3.10, 7.1)
 
 def _by_name(name): return name[0] != '.' and (name.upper() in SIDE_NAMES or os.path.splitext(name)[1].lower() in SIDE_SUFFIXES)
@@ -229,11 +232,14 @@ def _side_files(source):
         names = [(p, os.path.basename(p), _start(p)) for p in paths]
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as z:
-            names = [(f'{source}::{o.filename}', Path(o.filename).name, _start(o, z.open)) for o in z.infolist() if not o.is_dir() and _by_name(Path(o.filename).name)]
+            files = [o for o in z.infolist() if not o.is_dir() and _by_name(Path(o.filename).name)]
+            names = [(f'{source}::{o.filename}', Path(o.filename).name, _start(o, z.open)) for o in files]
     else: names = []
     for path,name,start in names:
-        if start[128:] == b'DICM' and name.upper() != 'DICOMDIR': odd.append((path, 'not read because of its ending, but it begins as a DICOM file: rename it'))
-        elif start[:4] == b'PK\3\4' and Path(name).suffix.lower() == '.zip': odd.append((path, 'a zip inside the folder is not opened: unpack it, or predict it by itself'))
+        if start[128:] == b'DICM' and name.upper() != 'DICOMDIR':
+            odd.append((path, 'not read because of its ending, but it begins as a DICOM file: rename it'))
+        elif start[:4] == b'PK\3\4' and Path(name).suffix.lower() == '.zip':
+            odd.append((path, 'a zip inside the folder is not opened: unpack it, or predict it by itself'))
         else: skipped.append(name)
     return odd, skipped
 
@@ -332,11 +338,13 @@ def _count_left_out(studies, bad):
     out = pd.concat([studies, gone], ignore_index=True) if len(gone) else studies
     return out.assign(n_left_out=out.study_id.map(lost).fillna(0).astype(int))
 
-# %% ../nbs/14_inference.ipynb #fe69e475
+# %% ../nbs/14_inference.ipynb #e11a1f19
 @patch
 def _run_key(self:Predictor, table):
     "What a run depends on: files, model, options"
-    what = [table.to_csv(index=False), *(f'{w} {m.config} {(m.bundle/"model.safetensors").stat().st_size}' for w,m in zip(self.weights, self.members)), self.tta, self.average, self.any_rule, self.clip]
+    sizes = [(m.bundle/'model.safetensors').stat().st_size for m in self.members]
+    models = [f'{w} {m.config} {size}' for w,m,size in zip(self.weights, self.members, sizes)]
+    what = [table.to_csv(index=False), *models, self.tta, self.average, self.any_rule, self.clip]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 @patch

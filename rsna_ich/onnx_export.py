@@ -17,7 +17,7 @@ from .bundle import read_config, read_members
 from .core import InputError
 from .series import N_GEOMETRY, N_LOGITS, OLD_NETWORK
 
-# %% ../nbs/13a_onnx.ipynb #950df8a8
+# %% ../nbs/13a_onnx.ipynb #1c81c9d9
 _KINDS = dict(F16='float16', BF16='bfloat16', F32='float32', F64='float64', I64='int64')
 
 def safetensors_layout(
@@ -31,11 +31,14 @@ def safetensors_layout(
             text = f.read(size)
         head = json.loads(text)
         head.pop('__metadata__', None)
-        table = {k: (_KINDS[o['dtype']], tuple(o['shape']), 8 + size + o['data_offsets'][0], o['data_offsets'][1] - o['data_offsets'][0]) for k,o in head.items()}
+        table = {}
+        for k,o in head.items():
+            first,end = o['data_offsets']
+            table[k] = _KINDS[o['dtype']],tuple(o['shape']),8 + size + first,end - first
     except (OSError, ValueError, KeyError, struct.error) as e: raise InputError(path, f'not a safetensors file: {e}') from None
     return table, hashlib.sha256(text).hexdigest()[:16]
 
-# %% ../nbs/13a_onnx.ipynb #2797de23
+# %% ../nbs/13a_onnx.ipynb #562dbd26
 def _same_padding(size, kernel_size, stride, dilation):
     "TensorFlow's 'same' padding for a size that is known, as a number"
     return max((-(-int(size)//stride) - 1)*stride + (kernel_size - 1)*dilation + 1 - int(size), 0)
@@ -59,7 +62,8 @@ def _point_to(graph, table, location):
     for t in graph.initializer:
         kind,shape,at,n = table.get(t.name, (None,)*4)
         if kind is None: weights.append(t); continue
-        stored = TensorProto(name=t.name if types[kind] == t.data_type else f'{t.name}:{kind}', data_type=types[kind], dims=shape, data_location=TensorProto.EXTERNAL)
+        name = t.name if types[kind] == t.data_type else f'{t.name}:{kind}'
+        stored = TensorProto(name=name, data_type=types[kind], dims=shape, data_location=TensorProto.EXTERNAL)
         for k,v in dict(location=location, offset=at, length=n).items(): stored.external_data.add(key=k, value=str(v))
         weights.append(stored)
         if stored.name != t.name: casts.append(helper.make_node('Cast', [stored.name], [t.name], to=t.data_type))
@@ -145,7 +149,7 @@ def export_onnx(
         if (second := load_sequence(folder)) is not None: files.append(_export_sequence(folder, second))
     return files
 
-# %% ../nbs/13a_onnx.ipynb #bd5ed64c
+# %% ../nbs/13a_onnx.ipynb #f3d73343
 def has_onnx(
     bundle # The folder of a bundle with one model
 ) -> bool:
@@ -178,6 +182,7 @@ def load_sequence_onnx(
 
 def _check_session(session, file, fingerprint, shape, n_outputs):
     "Refuse a plan of other weights, sizes or outputs"
-    if session.get_modelmeta().custom_metadata_map.get('weights') != fingerprint: raise InputError(file, 'made for other weights than those beside it: export it again (onnx_export.export_onnx)')
+    if session.get_modelmeta().custom_metadata_map.get('weights') != fingerprint:
+        raise InputError(file, 'made for other weights than those beside it: export it again (onnx_export.export_onnx)')
     if session.get_inputs()[0].shape[1:] != shape: raise InputError(file, f'takes {session.get_inputs()[0].shape[1:]}, but the description says {shape}')
     if len(session.get_outputs()) != n_outputs: raise InputError(file, f'has {len(session.get_outputs())} outputs instead of {n_outputs}')

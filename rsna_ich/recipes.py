@@ -69,7 +69,7 @@ def steps(
 
 SCHEDULES = {f.__name__: f for f in (one_cycle, constant, cosine, flat_cosine, steps)}
 
-# %% ../nbs/11_recipes.ipynb #aeb23f1d
+# %% ../nbs/11_recipes.ipynb #5fa50870
 @dataclass(frozen=True)
 class Recipe:
     "All choices of one training"
@@ -125,17 +125,21 @@ class Recipe:
     @property
     def epochs(self): return sum(s.epochs + s.freeze for s in self.stages)
     @property
-    def loss(self): return ('weighted log loss' if self.class_weights is None else 'log loss with own weights') + (f', focal {self.focal:g}' if self.focal else '') + (f', smoothed {self.smoothing:g}' if self.smoothing else '')
+    def loss(self):
+        kind = 'weighted log loss' if self.class_weights is None else 'log loss with own weights'
+        focal,smoothed = f', focal {self.focal:g}' if self.focal else '',f', smoothed {self.smoothing:g}' if self.smoothing else ''
+        return kind + focal + smoothed
     def to_dict(self): return asdict(self)
 
-# %% ../nbs/11_recipes.ipynb #fc82b528
+# %% ../nbs/11_recipes.ipynb #25c7e4be
 def _check(recipe):
     "Raise an `InputError` that names the field at fault"
     def refuse(name, why): raise InputError(recipe.name, f'{name}={getattr(recipe, name)!r}: {why}')
     if recipe.schedule not in SCHEDULES: refuse('schedule', f'there are {", ".join(SCHEDULES)}')
     for name,known in ('windowing', WINDOWINGS), ('pool', POOLS), ('split', ('patients', 'images')):
         if getattr(recipe, name) not in known: refuse(name, f'there are {", ".join(known)}')
-    if recipe.class_weights is not None and (len(recipe.class_weights) != 6 or min(recipe.class_weights) < 0): refuse('class_weights', 'six numbers, none negative')
+    weights = recipe.class_weights
+    if weights is not None and (len(weights) != 6 or min(weights) < 0): refuse('class_weights', 'six numbers, none negative')
     for name,low,high in ('smoothing', 0, 1), ('ema', 0, 1), ('dropout', 0, 1), ('flip_weight', 0, 1), ('holdout', 0, 1):
         if not low <= getattr(recipe, name) < high: refuse(name, f'from {low} to below {high}')
     for name in 'accumulate', 'folds':
@@ -144,17 +148,23 @@ def _check(recipe):
     for s in recipe.stages:
         if s.epochs < 1 or s.bs < 1 or s.size < 1 or s.freeze < 0 or s.lr <= 0: refuse('stages', f'{s} has no epochs, batch, size or learning rate')
 
-# %% ../nbs/11_recipes.ipynb #2b942d27
+# %% ../nbs/11_recipes.ipynb #5f1c8cd0
 OURS = [
     Recipe('quick', (Stage(48, 1), Stage(64, 1), Stage(80, 1)), source='for tests', store_size=96),
-    Recipe('ours-cpu', (Stage(80, 6, lr=4e-3), Stage(112, 8, lr=3e-3), Stage(144, 4, lr=1.5e-3)), source='this project', store_size=160, sample='balanced', smoothing=.01),
-    Recipe('shipped', (Stage(96, 3, lr=4e-3), Stage(128, 5, lr=3e-3), Stage(160, 4, lr=2e-3), Stage(192, 3, lr=1.2e-3)), source='this project',
-           store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97),
-    Recipe('ours', (Stage(192, 2, bs=64, lr=4e-4, freeze=1), Stage(288, 3, bs=48, lr=3e-4), Stage(384, 3, bs=32, lr=2e-4)), source='this project; not run on the real competition yet', backbone='convnext_small.fb_in22k_ft_in1k',
-           windowing='bsb', neighbours=1, store_size=384, second_stage=True, smoothing=.01, dropout=.3, weight_decay=.05, ema=.9995, clip=1., folds=5),
+    Recipe('ours-cpu', (Stage(80, 6, lr=4e-3), Stage(112, 8, lr=3e-3), Stage(144, 4, lr=1.5e-3)),
+           source='this project', store_size=160, sample='balanced', smoothing=.01),
+    Recipe('shipped',
+           (Stage(96, 3, lr=4e-3), Stage(128, 5, lr=3e-3), Stage(160, 4, lr=2e-3), Stage(192, 3, lr=1.2e-3)),
+           source='this project', store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15,
+           specificity=.97),
+    Recipe('ours',
+           (Stage(192, 2, bs=64, lr=4e-4, freeze=1), Stage(288, 3, bs=48, lr=3e-4), Stage(384, 3, bs=32, lr=2e-4)),
+           source='this project; not run on the real competition yet', backbone='convnext_small.fb_in22k_ft_in1k',
+           windowing='bsb', neighbours=1, store_size=384, second_stage=True, smoothing=.01, dropout=.3,
+           weight_decay=.05, ema=.9995, clip=1., folds=5),
 ]
 
-# %% ../nbs/11_recipes.ipynb #28e188cc
+# %% ../nbs/11_recipes.ipynb #ab33b467
 TAINDOW = 'public Kaggle notebook taindow/pytorch-efficientnet-b0-benchmark, https://www.kaggle.com/taindow/pytorch-efficientnet-b0-benchmark'
 TAINDOW_RESNEXT = 'public Kaggle notebook taindow/pytorch-resnext-101-32x8d-benchmark, https://www.kaggle.com/taindow/pytorch-resnext-101-32x8d-benchmark'
 SERESNET = 'https://github.com/linzhenyuyuchen/RSNA-Intracranial-Hemorrhage-Detection'
@@ -164,62 +174,106 @@ plain = dict(effects=False, dropout=0., weight_decay=0., optimiser='adam', sched
 senet_augment = 'flip',('shift_scale_rotate', dict(shift=.0625, scale=.1, stretch=0., rotate=45)),'brightness_contrast',('blur', dict(p=.5))
 
 NOTEBOOKS = [
-    Recipe('densenet121-128', (Stage(128, 10, bs=64, lr=2e-5, body_lr=1.),), source='public Kaggle notebooks, DenseNet121 at 128 pixels for 10 epochs', reported=.116, backbone='densenet121',
-           windowing='bsb', store_size=128, **plain | dict(schedule='one_cycle', optimiser='adamw'), differs=_assumed('learning rate, batch, schedule and optimiser')),
-    Recipe('densenet121-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),), source='public Kaggle notebooks, DenseNet121 at 224 pixels', reported=.095, backbone='densenet121', windowing='bsb', store_size=224, **plain,
-           differs='10 epochs scored .100 and 30 epochs .286'),
-    Recipe('resnext101-wsl-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),), source=TAINDOW_RESNEXT, reported=.085, backbone='resnext101_32x8d.fb_wsl_ig1b_ft_in1k', windowing='bsb', store_size=224, augment=('flip',), **plain, differs=_assumed('learning rate and batch')),
-    Recipe('resnext101-32x32d-wsl-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),), source=TAINDOW_RESNEXT + ', wider', reported=.084, backbone='resnext101_32x32d.fb_wsl_ig1b_ft_in1k', windowing='bsb', store_size=224, augment=('flip',), **plain,
+    Recipe('densenet121-128', (Stage(128, 10, bs=64, lr=2e-5, body_lr=1.),),
+           source='public Kaggle notebooks, DenseNet121 at 128 pixels for 10 epochs', reported=.116,
+           backbone='densenet121', windowing='bsb', store_size=128,
+           **plain | dict(schedule='one_cycle', optimiser='adamw'),
+           differs=_assumed('learning rate, batch, schedule and optimiser')),
+    Recipe('densenet121-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),),
+           source='public Kaggle notebooks, DenseNet121 at 224 pixels', reported=.095, backbone='densenet121',
+           windowing='bsb', store_size=224, **plain, differs='10 epochs scored .100 and 30 epochs .286'),
+    Recipe('resnext101-wsl-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),), source=TAINDOW_RESNEXT, reported=.085,
+           backbone='resnext101_32x8d.fb_wsl_ig1b_ft_in1k', windowing='bsb', store_size=224, augment=('flip',),
+           **plain, differs=_assumed('learning rate and batch')),
+    Recipe('resnext101-32x32d-wsl-224', (Stage(224, 2, bs=64, lr=2e-5, body_lr=1.),),
+           source=TAINDOW_RESNEXT + ', wider', reported=.084, backbone='resnext101_32x32d.fb_wsl_ig1b_ft_in1k',
+           windowing='bsb', store_size=224, augment=('flip',), **plain,
            differs='6 epochs scored .090; ' + _assumed('learning rate and batch')),
-    Recipe('efficientnet-b0-224', (Stage(224, 5, bs=32, lr=2e-5, body_lr=1.),), source=TAINDOW, reported=.120, backbone='tf_efficientnet_b0', windowing='bsb', store_size=224, holdout=.1, augment=('flip',), **plain,
+    Recipe('efficientnet-b0-224', (Stage(224, 5, bs=32, lr=2e-5, body_lr=1.),), source=TAINDOW, reported=.120,
+           backbone='tf_efficientnet_b0', windowing='bsb', store_size=224, holdout=.1, augment=('flip',), **plain,
            differs='90% of the images, not of the patients; the learning rate is not in the description that we have: it is assumed'),
-    Recipe('se-resnet50-224', (Stage(224, 3, bs=28, lr=6e-5, body_lr=1.),), source=SERESNET, reported=.090, backbone='legacy_seresnet50', windowing='brain', store_size=224, augment=senet_augment,
-           **plain | dict(schedule='steps'), schedule_numbers=dict(n=3, rate=2/3), differs='cropped the middle 200 of 224 pixels instead of the head; five folds of images'),
-    Recipe('se-resnet50-224-windows', (Stage(224, 3, bs=28, lr=6e-5, body_lr=1.),), source=SERESNET, reported=.075, backbone='legacy_seresnet50', windowing='appian', store_size=224, augment=senet_augment,
-           **plain | dict(schedule='steps'), schedule_numbers=dict(n=3, rate=2/3), differs='cropped the middle 200 of 224 pixels instead of the head; took each channel\'s mean off; five folds of images'),
-    Recipe('efficientnet-b7-folds', (Stage(224, 4, bs=32, lr=1e-4, body_lr=1.),), source='public Kaggle kernels, EfficientNet-B7 (and B1, B2) in five folds', backbone='tf_efficientnet_b7', windowing='bottom_bsb', store_size=224, folds=5, augment=('flip',), **plain,
+    Recipe('se-resnet50-224', (Stage(224, 3, bs=28, lr=6e-5, body_lr=1.),), source=SERESNET, reported=.090,
+           backbone='legacy_seresnet50', windowing='brain', store_size=224, augment=senet_augment,
+           **plain | dict(schedule='steps'), schedule_numbers=dict(n=3, rate=2/3),
+           differs='cropped the middle 200 of 224 pixels instead of the head; five folds of images'),
+    Recipe('se-resnet50-224-windows', (Stage(224, 3, bs=28, lr=6e-5, body_lr=1.),), source=SERESNET, reported=.075,
+           backbone='legacy_seresnet50', windowing='appian', store_size=224, augment=senet_augment,
+           **plain | dict(schedule='steps'), schedule_numbers=dict(n=3, rate=2/3),
+           differs='cropped the middle 200 of 224 pixels instead of the head; took each channel\'s mean off; five folds of images'),
+    Recipe('efficientnet-b7-folds', (Stage(224, 4, bs=32, lr=1e-4, body_lr=1.),),
+           source='public Kaggle kernels, EfficientNet-B7 (and B1, B2) in five folds', backbone='tf_efficientnet_b7',
+           windowing='bottom_bsb', store_size=224, folds=5, augment=('flip',), **plain,
            differs=_assumed('size, batch, epochs and learning rate')),
-    Recipe('resnet50-224', (Stage(224, 5, bs=32, lr=5e-4, body_lr=1.),), source=AKENSERT, reported=.07895, backbone='resnet50', windowing='bsb', store_size=224, **plain | dict(schedule='steps'), schedule_numbers=dict(n=5, rate=.8),
+    Recipe('resnet50-224', (Stage(224, 5, bs=32, lr=5e-4, body_lr=1.),), source=AKENSERT, reported=.07895,
+           backbone='resnet50', windowing='bsb', store_size=224, **plain | dict(schedule='steps'),
+           schedule_numbers=dict(n=5, rate=.8),
            differs='ShuffleSplit of images, not of patients; reported on the private leaderboard'),
-    Recipe('efficientnet-b4-256', (Stage(256, 6, bs=16, lr=1e-4, body_lr=1.),), source='public Kaggle notebooks, Keras EfficientNet-B4 after akensert', reported=.17564, backbone='tf_efficientnet_b4', windowing='bsb', store_size=256, **plain | dict(dropout=.2),
+    Recipe('efficientnet-b4-256', (Stage(256, 6, bs=16, lr=1e-4, body_lr=1.),),
+           source='public Kaggle notebooks, Keras EfficientNet-B4 after akensert', reported=.17564,
+           backbone='tf_efficientnet_b4', windowing='bsb', store_size=256, **plain | dict(dropout=.2),
            differs='multilabel-stratified split of images; its published code turns every image blank, which is not repeated'),
 ]
 
-# %% ../nbs/11_recipes.ipynb #32d3d960
+# %% ../nbs/11_recipes.ipynb #7872f1fe
 SEUTAO = '1st place, SeuTao: https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection/discussion/117210 and https://github.com/SeuTao/RSNA2019_Intracranial-Hemorrhage-Detection'
 DARRAGH = '2nd place, Darragh Hanley and Dmitry Larko: https://github.com/darraghdog/rsna'
 THIRD = '3rd place: https://www.kaggle.com/c/rsna-intracranial-hemorrhage-detection/discussion/117223'
 PENGBO = 'https://github.com/pengbo0054/RSNA'
 HOWARD = 'Jeremy Howard, "From prototyping to submission", public Kaggle notebook jhoward/from-prototyping-to-submission-fastai'
 winner_augment = 'flip','shift_scale_rotate','random_crop','reverse','erasing'
-winner = dict(neighbours=1, folds=5, augment=winner_augment, effects=False, dropout=0., optimiser='adam', weight_decay=2e-5, schedule='cosine', schedule_numbers=dict(low=.02, cycles=4), crop=False, class_weights=(1/6,)*6, second_stage=True)
-pengbo = dict(windowing='bsb', store_size=512, optimiser='radam', schedule='constant', weight_decay=0., dropout=.2, effects=False, sample='weighted', class_weights=(2, 1, 1, 1, 1, 1), flip_weight=.35)
+winner = dict(neighbours=1, folds=5, augment=winner_augment, effects=False, dropout=0., optimiser='adam',
+              weight_decay=2e-5, schedule='cosine', schedule_numbers=dict(low=.02, cycles=4), crop=False,
+              class_weights=(1/6,)*6, second_stage=True)
+pengbo = dict(windowing='bsb', store_size=512, optimiser='radam', schedule='constant', weight_decay=0., dropout=.2,
+              effects=False, sample='weighted', class_weights=(2, 1, 1, 1, 1, 1), flip_weight=.35)
 
 MEMBERS = [
-    Recipe('winner-1st-densenet121', (Stage(512, 9, bs=32, lr=5e-4, body_lr=1.),), source=SEUTAO, backbone='densenet121', windowing='brain', store_size=512, **winner),
-    Recipe('winner-1st-densenet169', (Stage(256, 9, bs=256, lr=5e-4, body_lr=1.),), source=SEUTAO, backbone='densenet169', windowing='brain', store_size=512, **winner),
-    Recipe('winner-1st-seresnext101', (Stage(256, 9, bs=80, lr=5e-4, body_lr=1.),), source=SEUTAO, backbone='legacy_seresnext101_32x4d', windowing='brain', store_size=512, **winner),
-    Recipe('ensemble-b0', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='tf_efficientnet_b0', **pengbo),
-    Recipe('ensemble-b1', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='tf_efficientnet_b1', **pengbo),
-    Recipe('ensemble-b3', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='tf_efficientnet_b3', **pengbo),
-    Recipe('ensemble-inception', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='inception_v3', **pengbo),
+    Recipe('winner-1st-densenet121', (Stage(512, 9, bs=32, lr=5e-4, body_lr=1.),), source=SEUTAO,
+           backbone='densenet121', windowing='brain', store_size=512, **winner),
+    Recipe('winner-1st-densenet169', (Stage(256, 9, bs=256, lr=5e-4, body_lr=1.),), source=SEUTAO,
+           backbone='densenet169', windowing='brain', store_size=512, **winner),
+    Recipe('winner-1st-seresnext101', (Stage(256, 9, bs=80, lr=5e-4, body_lr=1.),), source=SEUTAO,
+           backbone='legacy_seresnext101_32x4d', windowing='brain', store_size=512, **winner),
+    Recipe('ensemble-b0', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='tf_efficientnet_b0',
+           **pengbo),
+    Recipe('ensemble-b1', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='tf_efficientnet_b1',
+           **pengbo),
+    Recipe('ensemble-b3', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='tf_efficientnet_b3',
+           **pengbo),
+    Recipe('ensemble-inception', (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), source=PENGBO, backbone='inception_v3',
+           **pengbo),
 ]
 
-# %% ../nbs/11_recipes.ipynb #3aa2aedd
+# %% ../nbs/11_recipes.ipynb #0f00c9ac
 WINNERS = [
-    Recipe('ensemble-b0-b1-b3-inception', (), source=PENGBO, reported=.06041, members=(('ensemble-b0', 1), ('ensemble-b1', 1), ('ensemble-b3', 1.5), ('ensemble-inception', .5)), flip_weight=.35,
-           differs='reported on the private leaderboard'),
-    Recipe('winner-1st', (), source=SEUTAO, reported=.04383, members=(('winner-1st-densenet121', 1), ('winner-1st-densenet169', 1), ('winner-1st-seresnext101', 1)), second_stage=True, folds=5,
+    Recipe('ensemble-b0-b1-b3-inception', (), source=PENGBO, reported=.06041,
+           members=(('ensemble-b0', 1), ('ensemble-b1', 1), ('ensemble-b3', 1.5), ('ensemble-inception', .5)),
+           flip_weight=.35, differs='reported on the private leaderboard'),
+    Recipe('winner-1st', (), source=SEUTAO, reported=.04383,
+           members=(('winner-1st-densenet121', 1), ('winner-1st-densenet169', 1), ('winner-1st-seresnext101', 1)),
+           second_stage=True, folds=5,
            differs='four slices a study in each of 80 epochs; two sequence models over embeddings, probabilities and metadata'),
-    Recipe('winner-2nd', (Stage(480, 5, bs=64, lr=2e-5, body_lr=1.),), source=DARRAGH, reported=.044, backbone='resnext101_32x8d.fb_wsl_ig1b_ft_in1k', windowing='appian', store_size=480, folds=5, trained_folds=3, second_stage=True,
-           augment=('flip', ('shift_scale_rotate', dict(shift=.05, scale=.05, stretch=0., rotate=20, p=.3))), effects=False, optimiser='adam', weight_decay=0., schedule='constant', dropout=0.,
-           differs='half the pictures transposed; every epoch of three folds gave embeddings; with differences to the neighbours they went into a 2-layer bidirectional LSTM, 15 of them averaged'),
-    Recipe('winner-3rd', (Stage(512, 3, bs=28, lr=1.4e-4, body_lr=1.),), source=THIRD, reported=.045, backbone='legacy_seresnext50_32x4d', windowing='subdural', neighbours=1, store_size=512, effects=False, optimiser='adam', weight_decay=0., dropout=0., second_stage=True,
-           schedule='steps', schedule_numbers=dict(n=3, rate=3/7), augment=('flip', 'rotate', ('random_crop', dict(low=.84, high=1.)), 'brightness_contrast'),
+    Recipe('winner-2nd', (Stage(480, 5, bs=64, lr=2e-5, body_lr=1.),), source=DARRAGH, reported=.044,
+           backbone='resnext101_32x8d.fb_wsl_ig1b_ft_in1k', windowing='appian', store_size=480, folds=5,
+           trained_folds=3, second_stage=True,
+           augment=('flip', ('shift_scale_rotate', dict(shift=.05, scale=.05, stretch=0., rotate=20, p=.3))),
+           effects=False, optimiser='adam', weight_decay=0., schedule='constant', dropout=0.,
+           differs='half the pictures transposed; every epoch of three folds gave embeddings; '
+                   'with differences to the neighbours they went into a 2-layer bidirectional LSTM, 15 of them averaged'),
+    Recipe('winner-3rd', (Stage(512, 3, bs=28, lr=1.4e-4, body_lr=1.),), source=THIRD, reported=.045,
+           backbone='legacy_seresnext50_32x4d', windowing='subdural', neighbours=1, store_size=512, effects=False,
+           optimiser='adam', weight_decay=0., dropout=0., second_stage=True, schedule='steps',
+           schedule_numbers=dict(n=3, rate=3/7),
+           augment=('flip', 'rotate', ('random_crop', dict(low=.84, high=1.)), 'brightness_contrast'),
            differs='one of some twenty networks that were stacked; learning rate, batch and augmentation are those of Appian\'s public SE-ResNeXt50 code'),
-    Recipe('fastai-progressive', (Stage(96, 4, bs=128, lr=1e-2, freeze=1), Stage(160, 3, bs=128, lr=1e-3, freeze=1), Stage(256, 2, bs=64, lr=1e-3), Stage(192, 1, bs=128, lr=1e-3), Stage(512, 1, bs=32, lr=5e-4)), source=HOWARD, backbone='resnet50', pool='concat', windowing='brain_subdural_frequency',
-           store_size=512, augment=('flip', ('shift_scale_rotate', dict(shift=0., scale=.1, stretch=0., rotate=10))), effects=False, weight_decay=.01,
-           differs='an xresnet50; the first two sizes on a balanced sample of JPEGs; the histogram channel has one set of breakpoints for all images, ours one for each; positives weigh twice (any) in its loss; epochs, batches and learning rates of the stages at 192 and 512 are assumed'),
+    Recipe('fastai-progressive',
+           (Stage(96, 4, bs=128, lr=1e-2, freeze=1), Stage(160, 3, bs=128, lr=1e-3, freeze=1),
+            Stage(256, 2, bs=64, lr=1e-3), Stage(192, 1, bs=128, lr=1e-3), Stage(512, 1, bs=32, lr=5e-4)),
+           source=HOWARD, backbone='resnet50', pool='concat', windowing='brain_subdural_frequency', store_size=512,
+           augment=('flip', ('shift_scale_rotate', dict(shift=0., scale=.1, stretch=0., rotate=10))), effects=False,
+           weight_decay=.01,
+           differs='an xresnet50; the first two sizes on a balanced sample of JPEGs; '
+                   'the histogram channel has one set of breakpoints for all images, ours one for each; positives weigh twice (any) in its loss; epochs, batches and learning rates of the stages at 192 and 512 are assumed'),
 ]
 RECIPES = {r.name: r for r in [*OURS, *NOTEBOOKS, *MEMBERS, *WINNERS]}
 
@@ -259,7 +313,7 @@ def recipe_members(
     total = sum(w for _,w in recipe.members)
     return [(get_recipe(name, seed=recipe.seed, holdout=recipe.holdout), w/total) for name,w in recipe.members]
 
-# %% ../nbs/11_recipes.ipynb #1527249c
+# %% ../nbs/11_recipes.ipynb #164eb77a
 def recipe_table(
     full:bool=False # Optimiser, schedule, loss, sampling and what differs, too?
 ): # DataFrame, one row a recipe
@@ -268,7 +322,11 @@ def recipe_table(
     def row(r):
         parts = [o for o,_ in recipe_members(r)]
         first = parts[0]
-        return dict(recipe=r.name, backbone=' + '.join(o.backbone for o in parts), windowing=first.windowing, sizes=' → '.join(str(s.size) for s in first.stages), epochs=sum(o.epochs for o in parts), folds=first.folds, neighbours=first.neighbours,
-                    optimiser=first.optimiser, schedule=first.schedule, lr=max(s.lr for s in first.stages), batch=first.stages[-1].bs, loss=first.loss, sample=first.sample, second_stage=r.second_stage, reported=r.reported, source=r.source, differs=r.differs)
+        return dict(recipe=r.name, backbone=' + '.join(o.backbone for o in parts), windowing=first.windowing,
+                    sizes=' → '.join(str(s.size) for s in first.stages), epochs=sum(o.epochs for o in parts),
+                    folds=first.folds, neighbours=first.neighbours, optimiser=first.optimiser,
+                    schedule=first.schedule, lr=max(s.lr for s in first.stages), batch=first.stages[-1].bs,
+                    loss=first.loss, sample=first.sample, second_stage=r.second_stage, reported=r.reported,
+                    source=r.source, differs=r.differs)
     table = pd.DataFrame([row(r) for r in RECIPES.values()]).set_index('recipe')
     return table if full else table[['backbone', 'windowing', 'sizes', 'epochs', 'folds', 'second_stage', 'reported', 'source']]

@@ -359,7 +359,7 @@ def _fit_studies(held, probabilities):
     truth = rows.groupby(rows.series_id.map(study))[SUBTYPES].max()
     return fit_study(pooled.groupby(study).max().loc[truth.index].to_numpy(), truth.to_numpy('float64'))
 
-# %% ../nbs/13_sequence.ipynb #964ce6b9
+# %% ../nbs/13_sequence.ipynb #2e4b5783
 def add_second_stage(
     bundle, # A bundle's folder; rewritten
     held, # held_out.parquet of its training run, as a DataFrame
@@ -381,7 +381,8 @@ def add_second_stage(
     best = dict(members=members, **kwargs) | {k: v for k,v in tried[0].items() if k != 'log_loss'}
     corrected = cross_validate(held, embeddings, **best)
     found,before = calibrate(corrected, y, specificity),calibrate(first, y, specificity)['held_out']['log_loss']
-    measured = dict(first_stage=before, second_stage=found['held_out']['log_loss'], kept=bool(found['held_out']['log_loss'] < before), checked=checked, tried=tried)
+    after = found['held_out']['log_loss']
+    measured = dict(first_stage=before, second_stage=after, kept=bool(after < before), checked=checked, tried=tried)
     second = fit_sequence(held_out_series(held, embeddings), **best) if measured['kept'] else None
     if second:
         p = Calibration(found['temperature'], tuple(found['bias']))(sigmoid(corrected))
@@ -392,8 +393,9 @@ def add_second_stage(
 
 def _card(bundle, measured):
     "The bundle's card with what was measured"
-    return (Path(bundle)/'README.md').read_text() + ('\nSecond stage (cross-validated on the held-out patients): log loss {first_stage:.4f} without, {second_stage:.4f} with it; '.format(**measured)
-                                                     + ('it is part of this bundle.\n' if measured['kept'] else 'it is left out.\n'))
+    losses = 'log loss {first_stage:.4f} without, {second_stage:.4f} with it'.format(**measured)
+    fate = 'it is part of this bundle' if measured['kept'] else 'it is left out'
+    return (Path(bundle)/'README.md').read_text() + f'\nSecond stage (cross-validated on the held-out patients): {losses}; {fate}.\n'
 
 def finish_run(
     run, # Folder of a training run: `bundle`, `held_out.parquet`, `embeddings.npy`

@@ -77,7 +77,7 @@ def in_portions(
     if min(threads, len(parts)) < 2: return [f(*o) for o in parts]
     with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda o: f(*o), parts))
 
-# %% ../nbs/13b_stages.ipynb #cd1fe77e
+# %% ../nbs/13b_stages.ipynb #0a1df2b1
 def choose_backend(
     bundle, # The folder of a bundle with one model
     device='cpu', # Where to compute
@@ -88,7 +88,8 @@ def choose_backend(
     from importlib.util import find_spec
     there = find_spec('onnxruntime') is not None
     if backend == 'auto': return 'onnx' if str(device) == 'cpu' and there and has_onnx(bundle) else 'torch'
-    if backend == 'onnx' and str(device) != 'cpu': raise InputError(bundle, f"the ONNX backend computes on the processor, not on {device!r}: use backend='torch'")
+    if backend == 'onnx' and str(device) != 'cpu':
+        raise InputError(bundle, f"the ONNX backend computes on the processor, not on {device!r}: use backend='torch'")
     if backend == 'onnx' and not there: raise InputError(bundle, 'onnxruntime is not installed')
     if backend == 'onnx' and not has_onnx(bundle): raise InputError(bundle, 'it has no model.onnx for each of its stages: onnx_export.export_onnx writes them')
     return backend
@@ -134,11 +135,12 @@ class Member:
         "Which of its stages speaks for a series of `n` slices"
         return self.config['second_stage'] if self._series is not None and n >= MIN_SLICES else self.config
 
-# %% ../nbs/13b_stages.ipynb #8b8f287d
+# %% ../nbs/13b_stages.ipynb #f47c8ff2
 def _around(n, k, z_mm):
     "Rows of each slice and its `k` neighbours on each side, as training takes them: by position, not across gaps"
     if not k: return np.arange(n)[:, None]
-    return neighbour_rows(pd.DataFrame(dict(series_id=0, slice_index=np.arange(n), z_mm=np.arange(n, dtype=float) if z_mm is None else np.asarray(z_mm, float))), k)
+    z = np.arange(n) if z_mm is None else z_mm
+    return neighbour_rows(pd.DataFrame(dict(series_id=0, slice_index=np.arange(n), z_mm=np.asarray(z, float))), k)
 
 @patch
 def _look(self:Member, hu, flip=False, z_mm=None):

@@ -290,7 +290,7 @@ def pull(
     from rsna_ich.bundle import pull_bundle
     typer.echo(f'bundle: {pull_bundle(repo, dest, revision)}')
 
-# %% ../nbs/19_cli.ipynb #8b5976ee
+# %% ../nbs/19_cli.ipynb #4435a349
 @command
 def predict(
     folder:Path, # DICOM files, subfolders included, with or without .dcm endings; or a zip
@@ -316,14 +316,15 @@ def predict(
     found.save(out)
     shutil.rmtree(out/'.unfinished')
     ok = found.slices.status.eq('ok')
-    counts = f'{_n(ok.sum(), "slice")} of {_n(len(found.studies), "study", "studies")}, {int(found.slices.positive.sum()):,} called positive'
+    studies = found.slices.study_id[ok].nunique()
+    counts = f'{_n(ok.sum(), "slice")} of {_n(studies, "study", "studies")}, {int(found.slices.positive.sum()):,} called positive'
     typer.echo(f'{counts}; {_n(len(found.left_out), "file")} left out; {found.seconds:.1f} s')
     if found.skipped: typer.echo(f'not looked into, being no slices by name: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
     typer.echo(found.about)
     typer.echo(f'tables: {out}')
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
-# %% ../nbs/19_cli.ipynb #32ca70b5
+# %% ../nbs/19_cli.ipynb #9673fca6
 @command
 def submit(
     predictions:Path, # slices.csv, or the folder that it is in
@@ -353,9 +354,8 @@ def evaluate(
 ):
     "Judge predictions by the truth and write a report"
     from rsna_ich.evaluation import cautions, evaluate as judge, in_words, write_report
-    if predictions.is_dir(): predictions = predictions/'slices.csv'
     for path in (predictions, truth):
-        if not path.is_file(): raise InputError(path, 'no such file')
+        if not path.exists(): raise InputError(path, 'no such file')
     found = judge(predictions, truth, subset=subset, prior=prior)
     typer.echo(found.table().to_string())
     for sentence in in_words(found) + cautions(found): typer.echo(sentence)
@@ -406,3 +406,6 @@ def demo(
     typer.echo('\n' + done['evaluation'].table().to_string())
     for name in ('bundle', 'submission', 'report'): typer.echo(f'{name + ":":12}{done[name].resolve()}')
     typer.echo(DISCLAIMER)
+
+# %% ../nbs/19_cli.ipynb #ba70670f
+if __name__ == '__main__': app(prog_name='ich')

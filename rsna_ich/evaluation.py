@@ -179,7 +179,7 @@ def _gallery(evaluation, images, n):
                                    + grid([_card(row, images) for _,row in rows.iterrows()], 230))
     return section('Slices to look at', *parts)
 
-# %% ../nbs/15_evaluation.ipynb #6ef78864
+# %% ../nbs/15_evaluation.ipynb #628b2acd
 FEW_PATIENTS = 10 # Below so many with a subtype, its figures are anecdotes
 
 def in_words(
@@ -200,6 +200,7 @@ def in_words(
         unknown = '' if len(evaluation.known) == len(SUBTYPES) else f' over {", ".join(evaluation.known)} (the truth says nothing else)'
         said.append(f"Its weighted log loss is {number(m.value['score'])}{unknown}; a constant answer gets "
                     f"{number(m.value['prior score'])}. That is {how} than not looking at all{within}{doubt}.")
+    else: said.append(f"Its weighted log loss is {number(m.value['score'])}; a truth without blood has no constant answer to compare that with.")
     aucs = {k: o.loc['AUC any'] for k,o in evaluation.measures.items()}
     known = [f'{interval(*o)} by {k}' for k,o in aucs.items() if np.isfinite(o['value'])]
     said.append(f"AUC of any: {', '.join(known)}." if known else 'No AUC: all have blood, or none has.')

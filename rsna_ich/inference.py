@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/inference.html.md"""
 __all__ = ['ANY_RULES', 'CLIP', 'ANY_RULE', 'STUDY_RULES', 'SeriesPrediction', 'COLUMNS', 'reconcile', 'Predictor',
            'load_predictor', 'Predictions', 'sheet']
 
-# %% ../nbs/14_inference.ipynb #52298f18
+# %% ../nbs/14_inference.ipynb #67e47723
 import hashlib, json, os, time, zipfile
 from collections import namedtuple
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from .core import DISCLAIMER, InputError, atomic_path, progress
 from .dicom import HU_FLOOR, read_hu
 from .labels import SUBTYPES, write_submission
 from .metadata import SIDE_NAMES, SIDE_SUFFIXES, open_slice, order_slices, read_slices
-from .series import study_probability
+from .series import MIN_SLICES, study_probability
 from .stages import Member, check_views, in_portions
 from .store import crop_resize, head_box
 
@@ -41,7 +41,7 @@ def reconcile(
     if rule == 'noisy_or': p[:, 0] = 1 - (1 - p[:, 1:]).prod(1)
     return p
 
-# %% ../nbs/14_inference.ipynb #2f907e27
+# %% ../nbs/14_inference.ipynb #aa02950b
 CLIP = 1e-6 # the tables have six decimals, and nothing is certain
 ANY_RULE = 'keep' # where the bundle does not say `any_rule`
 STUDY_RULES = 'learnt','max' # from slices to the study
@@ -96,9 +96,11 @@ class Predictor:
     @property
     def about(self):
         short,long = self._threshold(1),self._threshold(1000)
-        points = f'{short:.3f}' + (f', or {long:.3f} in series that go through the second stage' if long != short else '')
+        series = f', or {long:.3f} in series of {MIN_SLICES} slices and more, which go through the second stage'
+        points = f'{short:.3f}' + (series if long != short else '')
         model = f'Model {self.config["name"]!r}, trained on {self.config["trained_on"]}.'
-        return f'{model} Positive: any is at least {points}; a study is positive if one of its slices is. {DISCLAIMER}'
+        study = 'learnt from all of them' if self.study is not None else 'that of its highest slice'
+        return f'{model} Positive: any is at least {points}; a study is positive if one of its slices is, and its probability is {study}. {DISCLAIMER}'
 
 # %% ../nbs/14_inference.ipynb #aa5e8a44
 def load_predictor(
@@ -179,7 +181,7 @@ def predict_study(self:Predictor,
     "Probabilities of a whole study; ValueError where it has no slices"
     return self._of_study([o.probabilities for o in self.predict_stream(series)])
 
-# %% ../nbs/14_inference.ipynb #38e74919
+# %% ../nbs/14_inference.ipynb #11e2bee6
 def _set_copies_aside(table):
     "Among files that share an identifier, those that are byte for byte another one get that as their status"
     names = table.image_id.str.replace(r'~\d+$', '', regex=True)
@@ -202,18 +204,10 @@ def _files(
     save=None # Parquet that keeps the table for the next time
 ):
     "The slices table, copies left out; raises `InputError`"
-    if not isinstance(source, (list, tuple)):
-        if not Path(str(source).partition('::')[0]).exists(): raise InputError(source, 'no such folder')
-        _check_zip(Path(source))
+    if not isinstance(source, (list, tuple)) and not Path(str(source).partition('::')[0]).exists(): raise InputError(source, 'no such folder')
     return _set_copies_aside(read_slices(source, n_jobs, save=save))
 
-def _check_zip(path):
-    "Refuse an archive that is damaged as a whole"
-    if not path.is_file(): return
-    with open(path, 'rb') as f: start = f.read(4)
-    if (start[:2] == b'PK' or path.suffix.lower() == '.zip') and not zipfile.is_zipfile(path): raise InputError(path, 'a damaged zip: it cannot be opened')
-
-# %% ../nbs/14_inference.ipynb #1493f567
+# %% ../nbs/14_inference.ipynb #a6afea2c
 _MARK = 132 # bytes of preamble and 'DICM' at the beginning of a DICOM file (PS3.10, 7.1)
 
 def _by_name(name): return name[0] != '.' and (name.upper() in SIDE_NAMES or os.path.splitext(name)[1].lower() in SIDE_SUFFIXES)
@@ -228,7 +222,8 @@ def _side_files(source):
     odd,skipped = [],[]
     if isinstance(source, (list, tuple)): return odd, skipped
     if os.path.isdir(source):
-        paths = sorted(os.path.join(d, o) for d,_,files in os.walk(source) for o in files if _by_name(o))
+        shown = (o for o in os.walk(source) if not any(part[0] == '.' for part in Path(os.path.relpath(o[0], source)).parts))
+        paths = sorted(os.path.join(d, o) for d,_,files in shown for o in files if _by_name(o))
         names = [(p, os.path.basename(p), _start(p)) for p in paths]
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as z:

@@ -23,7 +23,7 @@ from .metrics import (CLIP, WEIGHTS, _auc, boundary_interval, bootstrap_interval
                               expected_calibration_error, fit_temperature, logit, sensitivity_specificity)
 from .truth import TRUTH, _read_truth, _unread, join_truth, read_wide, study_table
 
-# %% ../nbs/14b_judging.ipynb #15f14341
+# %% ../nbs/14b_judging.ipynb #ef4817fe
 def _losses(p, y):
     "Log loss of every single probability"
     p = np.clip(p, CLIP, 1-CLIP)
@@ -41,7 +41,7 @@ def _statistics(p, y, positive, prior):
     columns = [(o, y[o, j], p[o, j]) for j,o in enumerate(orders.T)]
     def values(w):
         score,constant = np.average(loss, weights=w),np.average(base, weights=w)
-        skill = 1 - score/constant if constant > 0 else np.nan
+        skill = 1 - score/constant if constant > 1e-9 else np.nan # a prior of nothing at all is no rival
         return np.array([score, constant, skill, *sensitivity_specificity(y[:, 0], positive, weights=w),
                          *(_auc(truth, preds, w[order]) for order,truth,preds in columns)])
     return values

@@ -58,7 +58,7 @@ def _open_zip(path, mtime): return zipfile.ZipFile(path)
 
 def _zip(path): return _open_zip(str(path), os.stat(path).st_mtime_ns)
 
-# %% ../nbs/02_metadata.ipynb #88ccfa0a
+# %% ../nbs/02_metadata.ipynb #ea30e548
 def list_slices(
     source # A folder (searched recursively), a zip, `archive.zip::folder` inside one, a file, or a list of files
 ) -> pd.DataFrame: # `path`, `folder` (relative to the source) and `bytes`, ordered by path
@@ -68,10 +68,15 @@ def list_slices(
     elif '::' in str(source): found = [o for o in _walk_zip(_archive(source)) if o[0].startswith(f'{source}/')]
     elif Path(source).is_dir(): found = list(_walk_folder(source))
     elif zipfile.is_zipfile(source): found = list(_walk_zip(source))
+    elif _looks_like_zip(source): raise InputError(source, 'a damaged zip: it cannot be opened')
     elif Path(source).is_file(): found = [(str(source), Path(source).parent.name, _size(source))]
     else: raise InputError(source, 'no such folder, zip or file')
     if not found: raise InputError('list' if many else source, 'no DICOM files in it')
     return pd.DataFrame(found, columns=['path', 'folder', 'bytes']).sort_values('path', ignore_index=True)
+
+def _looks_like_zip(path):
+    if not Path(path).is_file(): return False
+    with open(path, 'rb') as f: return f.read(2) == b'PK' or Path(path).suffix.lower() == '.zip'
 
 def _archive(path): return str(path).partition('::')[0]
 

@@ -77,7 +77,7 @@ def in_portions(
     if min(threads, len(parts)) < 2: return [f(*o) for o in parts]
     with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda o: f(*o), parts))
 
-# %% ../nbs/13b_stages.ipynb #0a1df2b1
+# %% ../nbs/13b_stages.ipynb #20004eac
 def choose_backend(
     bundle, # The folder of a bundle with one model
     device='cpu', # Where to compute
@@ -99,6 +99,8 @@ def _load_torch(bundle, device):
     import torch
     from rsna_ich.models import load_bundle
     from rsna_ich.sequence import load_sequence
+    if str(device).startswith('cuda') and not torch.cuda.is_available():
+        raise InputError(device, 'no CUDA device is at hand; the processor is called cpu')
     model,config = load_bundle(bundle, device)
     second = load_sequence(bundle)
     def slices(x):

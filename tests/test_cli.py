@@ -118,6 +118,13 @@ def test_predict_needs_no_network(tmp_path):
     assert len(pd.read_csv(tmp_path/'out'/'slices.csv')) == 4
 
 
+def test_module_is_the_command():
+    "For launchers that want a module, such as torchrun"
+    for args, status in ([], 2), (['--version'], 0), (['predict', 'nowhere'], 2):
+        done = subprocess.run([sys.executable, '-m', 'rsna_ich.cli', *args], capture_output=True, text=True)
+        assert (done.returncode, bool(done.stdout + done.stderr)) == (status, True), (args, done.stdout, done.stderr)
+
+
 def test_could_not_start(tmp_path):
     for args in [('predict', tmp_path/'nowhere'), ('predict', tmp_path), ('check', tmp_path/'nowhere'), ('train', tmp_path),
                  ('evaluate', 'a.csv', 'b.csv'), ('train', tmp_path, '--recipe', 'best'),
@@ -258,4 +265,5 @@ def test_evaluate_takes_the_folder_of_predictions(competition, tmp_path):
     assert ich('predict', competition/'stage_2_train', '--out', tmp_path/'out').returncode == 1  # the truncated file
     done = ich('evaluate', tmp_path/'out', competition/'stage_2_train.csv', '--out', tmp_path/'judged')
     assert done.returncode == 1 and 'left out' in done.stderr, done.stderr
+    assert 'what the studies.csv of the predictions says' in done.stdout
     assert (tmp_path/'judged'/'report.html').exists()

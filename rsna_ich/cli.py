@@ -218,7 +218,7 @@ def _draw_lr(suggestions, curve, own, path):
     plot_lr_curve(suggestions | dict(recipe=own), curve, figure.subplots())
     with atomic_path(path) as p: figure.savefig(p, format='png', dpi=100)
 
-# %% ../nbs/19_cli.ipynb #a827d50a
+# %% ../nbs/19_cli.ipynb #9d3f6a20
 def _second_stage(specificity):
     "What gives a finished model its second stage"
     def finish(bundle, folder):
@@ -235,7 +235,9 @@ def recipes(
     table = recipe_table(full)
     if full: return typer.echo(table.to_string())
     names = [o if ' + ' not in o else f'{o.count(" + ") + 1} networks' for o in table.backbone]
-    typer.echo(table.drop(columns='source').assign(backbone=names).to_string())
+    reported = table.reported.map('{:.5f}'.format, na_action='ignore').fillna('–')
+    typer.echo(table.drop(columns='source').assign(backbone=names, reported=reported).to_string())
+    typer.echo('reported: the weighted log loss that the source gives for it (lower is better); sources and all else with --full')
 
 @command
 def ship(
@@ -362,7 +364,7 @@ def evaluate(
     typer.echo(f'report: {write_report(out/"report.html", found, title=f"Evaluation of {predictions.name}")}')
     return _left_out(found.left_out[['image_id', 'reason']].itertuples(index=False))
 
-# %% ../nbs/19_cli.ipynb #e0e40e08
+# %% ../nbs/19_cli.ipynb #f81e09b1
 @command
 def download(
     dest:Path # Folder for the archive and the CSVs
@@ -389,7 +391,7 @@ def kaggle_build(
     typer.echo(f'kernels and data sets: {dest}')
     return _left_out((o, 'could not be fetched') for o in lacking)
 
-command(kaggle_build, kaggle_app, 'build')
+command(kaggle_build, kaggle_app, 'build');
 
 # %% ../nbs/19_cli.ipynb #642dd0ab
 @command

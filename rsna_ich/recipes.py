@@ -69,7 +69,7 @@ def steps(
 
 SCHEDULES = {f.__name__: f for f in (one_cycle, constant, cosine, flat_cosine, steps)}
 
-# %% ../nbs/11_recipes.ipynb #5fa50870
+# %% ../nbs/11_recipes.ipynb #d3c61051
 @dataclass(frozen=True)
 class Recipe:
     "All choices of one training"
@@ -127,8 +127,7 @@ class Recipe:
     @property
     def loss(self):
         kind = 'weighted log loss' if self.class_weights is None else 'log loss with own weights'
-        focal,smoothed = f', focal {self.focal:g}' if self.focal else '',f', smoothed {self.smoothing:g}' if self.smoothing else ''
-        return kind + focal + smoothed
+        return kind + (f', focal {self.focal:g}' if self.focal else '') + (f', smoothed {self.smoothing:g}' if self.smoothing else '')
     def to_dict(self): return asdict(self)
 
 # %% ../nbs/11_recipes.ipynb #25c7e4be

@@ -8,9 +8,9 @@ Docs: https://rsna-ich.github.io/rsna_ich/cli.html.md"""
 __all__ = ['app', 'RESUMES', 'AT_LEAST', 'kaggle_app', 'command', 'phantom', 'check', 'eda', 'store', 'train', 'lr', 'recipes',
            'ship', 'bundle', 'push', 'pull', 'predict', 'submit', 'evaluate', 'download', 'kaggle_build', 'demo']
 
-# %% ../nbs/19_cli.ipynb #17e4f8ee
-import inspect, re, sys
-from functools import wraps
+# %% ../nbs/19_cli.ipynb #c81279b8
+import inspect, re
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated
 
@@ -364,7 +364,7 @@ def evaluate(
     typer.echo(f'report: {write_report(out/"report.html", found, title=f"Evaluation of {predictions.name}")}')
     return _left_out(found.left_out[['image_id', 'reason']].itertuples(index=False))
 
-# %% ../nbs/19_cli.ipynb #f81e09b1
+# %% ../nbs/19_cli.ipynb #ba3f107f
 @command
 def download(
     dest:Path # Folder for the archive and the CSVs
@@ -376,6 +376,7 @@ def download(
 kaggle_app = typer.Typer(help='Kernels for the competition on Kaggle', no_args_is_help=True)
 app.add_typer(kaggle_app, name='kaggle')
 
+@partial(command, within=kaggle_app, name='build')
 def kaggle_build(
     dest:Path=Path('kernel'), # Folder for what the kaggle client pushes
     user:str='', # Your name on Kaggle
@@ -390,8 +391,6 @@ def kaggle_build(
     lacking = build_kernel(dest, user, model, recipe=recipe, wheels=wheels, resume=resume)
     typer.echo(f'kernels and data sets: {dest}')
     return _left_out((o, 'could not be fetched') for o in lacking)
-
-command(kaggle_build, kaggle_app, 'build');
 
 # %% ../nbs/19_cli.ipynb #642dd0ab
 @command

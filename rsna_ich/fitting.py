@@ -33,9 +33,9 @@ from .losses import AnyAUC, CompetitionMetric, WeightedBCE
 from .models import body_and_head
 from .recipes import SCHEDULES
 
-# %% ../nbs/12a_fitting.ipynb #cd409055
+# %% ../nbs/12a_fitting.ipynb #ad638844
 class ChannelsLast(Callback):
-    "Batches in channels_last memory order"
+    "Network and batches in channels_last memory order, depthwise kernels as `DepthwiseConv`"
     order = 10 # after fastai's CastToTensor
     def before_fit(self): faster_depthwise(self.learn.model.to(memory_format=torch.channels_last))
     def before_batch(self): self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in self.xb)
@@ -70,7 +70,7 @@ def keep_freed_memory() -> bool: # Did the C library take it? Only glibc does
     except (OSError, AttributeError, TypeError): return False # macOS and Windows have none
     return bool(mallopt(MALLOC_MMAP_MAX, 0) and mallopt(MALLOC_TRIM_THRESHOLD, 2**31-1))
 
-# %% ../nbs/12a_fitting.ipynb #7f071040
+# %% ../nbs/12a_fitting.ipynb #3ebba418
 def _kernel_gradient(
     x, # Input, (n, c, h, w)
     grad, # Of the output, (n, c, h, w)
@@ -95,7 +95,7 @@ class _SmallDepthwise(torch.autograd.Function):
         x,weight = ctx.saved_tensors
         k,c = weight.shape[-1],len(weight)
         for_x = torch.ops.aten.convolution_backward(grad, x, weight, None, [1, 1], [k//2]*2, [1, 1], False, [0, 0], c, [True, False, False])[0]
-        return for_x,_kernel_gradient(x, grad, k)
+        return for_x,_kernel_gradient(x, grad, k) if ctx.needs_input_grad[1] else None # a frozen kernel needs none
 
 class DepthwiseConv(nn.Conv2d):
     "A depthwise convolution that learns fast where the picture is smaller than its kernel"

@@ -78,7 +78,7 @@ def score_baselines(
     scored = {name: dict(log_loss=float(weighted_log_loss(p, truth)), auc=float(auc(truth, p)[0])) for name,p in rows.items()}
     return pd.DataFrame(scored).T.round(4)
 
-# %% ../nbs/15c_shipped.ipynb #b0e7af61
+# %% ../nbs/15c_shipped.ipynb #a7eb092b
 def picture_hu(
     path # Of a PNG or JPEG that shows a slice in the brain window
 ) -> np.ndarray: # int16 HU, (h, w), 0 to 80
@@ -99,7 +99,7 @@ def score_real(
         p = np.concatenate([predictor.predict_hu(picture_hu(folder/f)) for f in table.file])[:, 0]
         y = table['any'].to_numpy()
         sens,spec = sensitivity_specificity(y, p, predictor.config['threshold'])
-        out['pictures'] = dict(n=len(y), auc=round(float(auc(y, p)), 3), sensitivity=round(sens, 3), specificity=round(spec, 3))
+        out['pictures'] = dict(n=len(y), with_blood=int(y.sum()), auc=round(float(auc(y, p)), 3), sensitivity=round(sens, 3), specificity=round(spec, 3))
     if folder := real_data('ge_head_study'):
         found = predictor.predict(folder)
         highest = round(float(found.slices['any'].max()), 3)
@@ -195,7 +195,7 @@ def finish_shipped(
         (d/'README.md').write_text(model_card(predictor.config))
     return Path(dest)
 
-# %% ../nbs/15c_shipped.ipynb #5e344f9e
+# %% ../nbs/15c_shipped.ipynb #61e8697d
 _ABOUT = '''# {name}
 
 **{disclaimer}**
@@ -218,7 +218,7 @@ _SECOND = '''- Second stage over a series, cross-validated: log loss {first_stag
   so it is {used} for series of four slices and more.
 '''
 _REAL = {
-    'pictures': '''- {n} real pictures from the web (30 with haemorrhage), a development set: AUC of any {auc}, at the operating
+    'pictures': '''- {n} real pictures from the web ({with_blood} with haemorrhage), a development set: AUC of any {auc}, at the operating
   point sensitivity {sensitivity} and specificity {specificity}.
 ''',
     'study without blood': '''- One real study of {n} slices without obvious blood: {positive} called positive, highest probability {highest}.

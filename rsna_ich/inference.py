@@ -207,7 +207,7 @@ def _files(
     if not isinstance(source, (list, tuple)) and not Path(str(source).partition('::')[0]).exists(): raise InputError(source, 'no such folder')
     return _set_copies_aside(read_slices(source, n_jobs, save=save))
 
-# %% ../nbs/14_inference.ipynb #a6afea2c
+# %% ../nbs/14_inference.ipynb #483f1166
 _MARK = 132 # bytes of preamble and 'DICM' at the beginning of a DICOM file (PS3.10, 7.1)
 
 def _by_name(name): return name[0] != '.' and (name.upper() in SIDE_NAMES or os.path.splitext(name)[1].lower() in SIDE_SUFFIXES)
@@ -217,20 +217,27 @@ def _start(path, opened=lambda p: open(p, 'rb')):
         with opened(path) as f: return f.read(_MARK)
     except (OSError, RuntimeError, zipfile.BadZipFile): return b''
 
+def _beside_in_folder(folder):
+    "(path, name, first bytes) of the files that `_by_name` picks, outside hidden folders"
+    found = []
+    for where,folders,files in os.walk(folder):
+        folders[:] = [o for o in folders if o[0] != '.'] # os.walk goes into what is left in the list
+        found += [(os.path.join(where, o), o) for o in files if _by_name(o)]
+    return [(path, name, _start(path)) for path,name in sorted(found)]
+
+def _beside_in_zip(path):
+    "The same of a zip"
+    with zipfile.ZipFile(path) as z:
+        files = [(o, Path(o.filename).name) for o in z.infolist() if not o.is_dir()]
+        return [(f'{path}::{o.filename}', name, _start(o, z.open)) for o,name in files if _by_name(name)]
+
 def _side_files(source):
     "(path, reason) of what lies beside the slices and may hold some, and names of what does not"
-    odd,skipped = [],[]
+    odd,skipped,beside = [],[],[]
     if isinstance(source, (list, tuple)): return odd, skipped
-    if os.path.isdir(source):
-        shown = (o for o in os.walk(source) if not any(part[0] == '.' for part in Path(os.path.relpath(o[0], source)).parts))
-        paths = sorted(os.path.join(d, o) for d,_,files in shown for o in files if _by_name(o))
-        names = [(p, os.path.basename(p), _start(p)) for p in paths]
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as z:
-            files = [o for o in z.infolist() if not o.is_dir() and _by_name(Path(o.filename).name)]
-            names = [(f'{source}::{o.filename}', Path(o.filename).name, _start(o, z.open)) for o in files]
-    else: names = []
-    for path,name,start in names:
+    if os.path.isdir(source): beside = _beside_in_folder(source)
+    elif zipfile.is_zipfile(source): beside = _beside_in_zip(source)
+    for path,name,start in beside:
         if start[128:] == b'DICM' and name.upper() != 'DICOMDIR':
             odd.append((path, 'not read because of its ending, but it begins as a DICOM file: rename it'))
         elif start[:4] == b'PK\3\4' and Path(name).suffix.lower() == '.zip':

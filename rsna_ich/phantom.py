@@ -8,8 +8,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/phantom.html.md"""
 __all__ = ['FAMILIES', 'Scan', 'plan_scan', 'simulate_patient', 'make_id', 'Family', 'store_values', 'assign_families',
            'slice_dataset', 'write_slices', 'write_competition']
 
-# %% ../nbs/04_phantom.ipynb #0583e265
-import hashlib, json, warnings
+# %% ../nbs/04_phantom.ipynb #6ec13733
+import hashlib, json, shutil, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,7 +203,7 @@ def _write_tables(dest, seed, size):
         with atomic_path(short) as p: p.write_bytes(data[:size**2])
     with atomic_path(dest/'phantom.parquet') as p: table.to_parquet(p)
 
-# %% ../nbs/04_phantom.ipynb #ec76733c
+# %% ../nbs/04_phantom.ipynb #6c9e832f
 def write_competition(
     dest, # The folder to write
     n_patients:int=60, # Patients, train and test together
@@ -220,7 +220,9 @@ def write_competition(
     dest = Path(dest)
     config = dict(n_patients=n_patients, seed=seed, test_share=test_share, prevalence=prevalence, size=size, max_slices=max_slices, layout=1)
     done,begun = dest/'phantom.json',dest/'.parts'/'config.json'
-    if done.exists() and json.loads(done.read_text()) == config: return dest
+    if done.exists() and json.loads(done.read_text()) == config:
+        shutil.rmtree(begun.parent, ignore_errors=True) # of a run that was killed at its very end
+        return dest
     if dest.exists() and any(dest.iterdir()) and not (begun.exists() and json.loads(begun.read_text()) == config):
         raise InputError(dest, 'not empty, and not the beginning of this simulated competition: choose another folder')
     with atomic_path(begun) as p: p.write_text(json.dumps(config))
@@ -232,4 +234,5 @@ def write_competition(
     for _ in progress(Parallel(n_jobs, return_as='generator_unordered')(jobs), total=n_patients, desc='simulate patients', unit='patient'): pass
     _write_tables(dest, seed, size)
     with atomic_path(done) as p: p.write_text(json.dumps(config))
+    shutil.rmtree(begun.parent)
     return dest

@@ -88,7 +88,7 @@ def test_inference_kernel(tmp_path, competition):
     build_kernel(push, 'somebody', wheels=False)
     inside.mkdir(parents=True)
     # Kaggle has the competition's files in one more folder of its name
-    not_there = shutil.ignore_patterns('.parts', 'phantom.*', '*_test_labels.csv')
+    not_there = shutil.ignore_patterns('phantom.*', '*_test_labels.csv')
     shutil.copytree(competition, inside/COMPETITION, ignore=not_there)
     shutil.copytree(push/'dataset', root/'input'/'datasets'/'somebody'/DATASET)
     (root/'working').mkdir()

@@ -158,14 +158,15 @@ def apply_kernel(
     if not sharpen: return hu
     return hu + sharpen*(hu - torch.from_numpy(ndi.gaussian_filter(hu.numpy(), (0, 1.2, 1.2), truncate=2)))
 
-# %% ../nbs/04c_acquisition.ipynb #c583c91a
+# %% ../nbs/04c_acquisition.ipynb #f365b82a
 def acquire(
     hu, # HU of thin planes from `draw_head`, (slices*planes, ROWS, COLS)
     protocol:Protocol, # How
     rng, # numpy random Generator
     size:int=512, # Rows and columns of the slices
-    planes:int=3 # Thin planes a slice
-) -> np.ndarray: # int16 HU, (slices, size, size); -2000 outside the measured circle
+    planes:int=3, # Thin planes a slice
+    masks=None # Masks on the grid of `hu`, (..., ROWS, COLS), to be brought along
+) -> tuple: # int16 HU, (slices, size, size), -2000 outside the measured circle; and `masks`, (..., size, size), the nearest value of each
     "Slices as a scanner would give them"
     with torch.no_grad():
         hu = spread_bone(average_planes(hu, planes), protocol)
@@ -174,11 +175,20 @@ def acquire(
         if protocol.headrest: hu = _headrest(hu, rng)
         if protocol.motion: hu = _moved(hu, protocol.motion, axis=int(rng.integers(1, 3)))
         pixel = protocol.pixel*512/size
-        hu = to_matrix(hu, size, pixel, rng.normal(0, 4, 2))
+        shift = rng.normal(0, 4, 2)
+        hu = to_matrix(hu, size, pixel, shift)
         hu = apply_kernel(add_noise(hu, rng, protocol.noise, protocol.grain*size/512), protocol.sharpen)
         hu = hu.clamp(-1024, 3000).round().to(torch.int16).numpy()
     if protocol.circle: hu[:, ~_circle(size)] = PADDING
-    return hu
+    return hu,None if masks is None else _nearest(masks, size, pixel, shift)
+
+def _nearest(masks, size, pixel, shift):
+    "Masks on the scanner's matrix, nothing beyond the coarse grid"
+    out = np.zeros((*masks.shape[:-2], size, size), masks.dtype)
+    at = [((np.arange(size) - (size-1)/2)*pixel - s)/PIXEL + n/2 for s,n in zip(shift, masks.shape[-2:])]
+    (rows,down),(cols,right) = ((np.flatnonzero((a >= 0) & (a < n)), a[(a >= 0) & (a < n)].astype(int)) for a,n in zip(at, masks.shape[-2:]))
+    out[..., rows[:, None], cols] = masks[..., down[:, None], right]
+    return out
 
 def _moved(hu, mm, axis): return torch.from_numpy(ndi.uniform_filter1d(hu.numpy(), max(2, round(mm/PIXEL)), axis=axis))
 

@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/augment.html.md"""
 
 # %% auto #0
 __all__ = ['AUGMENTS', 'Warp', 'Flip', 'Rotate', 'ShiftScaleRotate', 'Pose', 'RandomCrop', 'CentreCrop', 'Elastic',
-           'GridDistortion', 'OpticalDistortion', 'Warps', 'HUJitter', 'BrightnessContrast', 'Blur', 'Erasing',
-           'Reverse', 'default_augment', 'get_augments']
+           'GridDistortion', 'OpticalDistortion', 'Warps', 'RimGlow', 'TightBrain', 'HUJitter', 'BrightnessContrast',
+           'Blur', 'Erasing', 'Reverse', 'OwnHead', 'default_augment', 'get_augments']
 
 # %% ../nbs/08b_augment.ipynb #bd1a8b6c
 import math
@@ -197,6 +197,52 @@ class Warps(Warp):
         for o in reversed(self.warps): points = o.some(points)
         return points
 
+# %% ../nbs/08b_augment.ipynb #fe0fe9fe
+def _near_bone(hu, reach):
+    "Bone blurred at a quarter of the resolution, by a sigma between the two of `reach` (shares of the side): 1 in it, a half at its edge, 0 far away"
+    small = F.avg_pool2d((hu > 250).float(), 4, ceil_mode=True)
+    sigma,at = _draw(hu, *reach)*small.shape[-1],torch.arange(-9, 10, device=hu.device)
+    k = torch.exp(-.5*(at/sigma[:, 0])**2)
+    k = (k/k.sum(-1, keepdim=True)).repeat_interleave(hu.shape[1], 0)
+    flat = F.pad(small.reshape(1, -1, *small.shape[-2:]), (9,)*4)
+    flat = F.conv2d(F.conv2d(flat, k[:, :, None], groups=len(k)), k[..., None], groups=len(k))
+    return F.interpolate(flat.reshape(small.shape), size=hu.shape[-2:], mode='bilinear', align_corners=False)
+
+class RimGlow(RandTransform):
+    "What is not bone shines beside it, in some slices"
+    order,split_idx = 2.8,0 # after maps of blood are off, before HU are jittered
+    def __init__(self,
+        most:float=80, # HU, the largest share of the blurred bone; at a straight edge half of it arrives
+        reach=(.02, .08), # Sigma of the blur, as share of the picture's side
+        p:float=.7 # Share of slices
+    ):
+        super().__init__(p=1)
+        self.most,self.reach,self.share = most,reach,p
+
+    def encodes(self, x:TensorHU):
+        hu = _plain(x)
+        strength = _draw(hu, 0, self.most)*(_draw(hu, 0, 1) < self.share)
+        return TensorHU(hu + _near_bone(hu, self.reach)*strength*((hu > -300) & (hu < 250)))
+
+# %% ../nbs/08b_augment.ipynb #d796a9b2
+class TightBrain(RandTransform):
+    "No dark fluid between brain and bone, in some slices"
+    order,split_idx = 2.7,0 # before the rim is brightened
+    def __init__(self,
+        grey=(30, 38), # HU up to which fluid is filled
+        reach=(.02, .07), # Sigma of the blurred bone that says where, as share of the picture's side
+        p:float=.5 # Share of slices
+    ):
+        super().__init__(p=1)
+        self.grey,self.reach,self.share = grey,reach,p
+
+    def encodes(self, x:TensorHU):
+        hu = _plain(x)
+        smooth = F.avg_pool2d(hu, 3, 1, 1)
+        lack = (_draw(hu, *self.grey) - smooth).clamp(min=0)*((smooth > -15) & (hu < 250))
+        where = (2.5*_near_bone(hu, self.reach)).clamp(max=1)*_draw(hu, .3, 1)*(_draw(hu, 0, 1) < self.share)
+        return TensorHU(hu + where*lack)
+
 # %% ../nbs/08b_augment.ipynb #4c6f39e3
 class HUJitter(RandTransform):
     "Random shift and stretch of HU about the middle of the brain window: another calibration, another window"
@@ -290,10 +336,41 @@ class Reverse(RandTransform):
         x = _plain(x)
         return TensorHU(torch.where(_uniform(x, 0, 1)[:, None, None, None] < self.share, x.flip(1), x))
 
-# %% ../nbs/08b_augment.ipynb #dc6ff1fd
+# %% ../nbs/08b_augment.ipynb #e71f36b7
+def _extent(counts, least=3):
+    "First and last place, as parts of the length, with at least so many pixels: (n, length) to two (n,); 0 and 1 where there is none"
+    on,length = counts >= least,counts.shape[-1]
+    first = on.float().argmax(-1)/length
+    last = 1 - on.flip(-1).float().argmax(-1)/length
+    return first,last
+
+class OwnHead(RandTransform):
+    "Some slices enlarged until their own head fills the picture"
+    order,split_idx = 1.7,0 # after maps of blood, far below 300 in their mm2, have joined the slices
+    def __init__(self,
+        p:float=.5, # Share of the slices
+        margin:float=.1 # Added on each side of the bone, of its longer side
+    ):
+        super().__init__(p=1)
+        self.share,self.margin = p,margin
+
+    def encodes(self, x:TensorHU):
+        x = _plain(x)
+        bone = (x > 300).any(1)
+        (top,bottom),(left,right) = _extent(bone.sum(2)),_extent(bone.sum(1))
+        half = torch.maximum(bottom - top, right - left)*(1 + 2*self.margin)
+        some = torch.nonzero((_uniform(x, 0, 1) < self.share) & (half < .95))[:, 0]
+        if not len(some): return TensorHU(x)
+        one = half[some].clamp(min=.2)
+        points = _affine(_points(x[some]), torch.zeros_like(one), one, one, (left + right - 1)[some], (top + bottom - 1)[some])
+        out = x.clone()
+        out[some] = _sample(x[some], points)
+        return TensorHU(out)
+
+# %% ../nbs/08b_augment.ipynb #ce842789
 AUGMENTS = dict(flip=Flip, rotate=Rotate, shift_scale_rotate=ShiftScaleRotate, random_crop=RandomCrop, centre_crop=CentreCrop, elastic=Elastic, grid_distortion=GridDistortion,
                 optical_distortion=OpticalDistortion, reverse=Reverse, window_jitter=HUJitter, brightness_contrast=BrightnessContrast, blur=Blur, erasing=Erasing,
-                pose=Pose, picture_effects=PictureEffects)
+                pose=Pose, picture_effects=PictureEffects, own_head=OwnHead, rim_glow=RimGlow, tight_brain=TightBrain)
 
 def default_augment() -> list:
     "Pose, HU and picture effects"

@@ -80,7 +80,7 @@ def _export(bundle):
     try: export_onnx(bundle)
     except InputError as e: typer.echo(f'no ONNX plans, so predictions will take torch and longer: {e}', err=True)
 
-# %% ../nbs/19_cli.ipynb #77d512f5
+# %% ../nbs/19_cli.ipynb #a6f1819c
 @command
 def phantom(
     dest:Path, # Folder to write
@@ -89,11 +89,12 @@ def phantom(
     prevalence:float=.45, # Share of patients who bleed
     max_slices:int=60, # Slices of a series at most
     size:int=512, # Rows and columns of a slice
+    masks:bool=False, # Write where the blood is, too
     jobs:int=2 # Processes
 ):
     "Write a simulated competition in RSNA's stage 2 layout"
     from rsna_ich.phantom import write_competition
-    write_competition(dest, patients, seed, prevalence=prevalence, size=size, max_slices=max_slices, n_jobs=jobs)
+    write_competition(dest, patients, seed, prevalence=prevalence, size=size, max_slices=max_slices, n_jobs=jobs, masks=masks)
     typer.echo(f'{patients} simulated patients in {dest}')
 
 @command

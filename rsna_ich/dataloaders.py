@@ -12,7 +12,7 @@ __all__ = ['SliceDataset', 'slice_dls', 'WaitingTime', 'AUGMENTS', 'Blur', 'Brig
            'PictureEffects', 'SAMPLERS', 'BalancedDL', 'ClassWeightedDL', 'SeriesDL', 'StudyDL', 'class_weights',
            'neighbour_rows', 'slice_positions', 'smooth_ends']
 
-# %% ../nbs/08_dataloaders.ipynb #d50b976d
+# %% ../nbs/08_dataloaders.ipynb #889b7c6d
 import time
 
 import numpy as np
@@ -30,24 +30,26 @@ from .effects import PictureEffects
 from .labels import SUBTYPES
 from .neighbours import neighbour_rows, slice_positions
 from .sampling import SAMPLERS, BalancedDL, ClassWeightedDL, SeriesDL, StudyDL, class_weights, smooth_ends
+from .where import JoinWhere, SplitWhere, TensorWhere
 
 # %% ../nbs/08_dataloaders.ipynb #3d4b472e
 _all_ = ['AUGMENTS', 'Blur', 'BrightnessContrast', 'CentreCrop', 'Elastic', 'Erasing', 'Flip', 'GridDistortion', 'HUJitter', 'OpticalDistortion', 'Pose', 'RandomCrop', 'Reverse', 'Rotate',
          'ShiftScaleRotate', 'Warp', 'Warps', 'default_augment', 'get_augments', 'SizeTo', 'TensorHU', 'TensorSubtypes', 'Windowed', 'HUBlock', 'HUReader', 'PatientSplitter', 'SliceGetter',
          'SubtypesBlock', 'PictureEffects', 'SAMPLERS', 'BalancedDL', 'ClassWeightedDL', 'SeriesDL', 'StudyDL', 'class_weights', 'neighbour_rows', 'slice_positions', 'smooth_ends']
 
-# %% ../nbs/08_dataloaders.ipynb #acca09c7
+# %% ../nbs/08_dataloaders.ipynb #37b12bc1
 class SliceDataset:
     "Slices of a store as `TensorHU` with their labels, where there are any"
     def __init__(self,
         store, # A `Store`
         rows=None, # Which of its rows; all unless given
         labels=None, # Six columns by image_id, or None
-        neighbours:int=0 # Slices on each side that come along as channels
+        neighbours:int=0, # Slices on each side that come along as channels
+        maps=None # Of where the blood is, (n, 6, cells, cells), one a row of the store: they come along as `TensorWhere`
     ):
         self.store,self.rows = store,np.arange(len(store)) if rows is None else np.asarray(rows)
         self.around = neighbour_rows(store.slices, neighbours)
-        self.targets = None
+        self.targets,self.maps,self.n_inp = None,maps,1
         if labels is not None:
             ids = store.slices.image_id.iloc[self.rows]
             missing = ids[~ids.isin(labels.index)]
@@ -57,9 +59,11 @@ class SliceDataset:
     def __len__(self): return len(self.rows)
     def __getitem__(self, i):
         x = TensorHU(torch.from_numpy(np.ascontiguousarray(self.store[self.around[self.rows[i]]])))
-        return (x,) if self.targets is None else (x, TensorSubtypes(torch.from_numpy(self.targets[i])))
+        if self.targets is None: return (x,)
+        y = TensorSubtypes(torch.from_numpy(self.targets[i]))
+        return (x, y) if self.maps is None else (x, y, TensorWhere(torch.from_numpy(self.maps[self.rows[i]])))
 
-# %% ../nbs/08_dataloaders.ipynb #d777cad8
+# %% ../nbs/08_dataloaders.ipynb #24297763
 def slice_dls(
     store, # A `Store`
     labels, # Six columns by image_id
@@ -72,19 +76,21 @@ def slice_dls(
     sample:str='all', # A name of SAMPLERS: what an epoch of training shows
     num_workers:int=0, # Processes that read; a GPU wants two, a CPU none
     device=None, # The default device of fastai
-    ends:float=0. # Taken from labels at the first and last positive slice of a run, as in `smooth_ends`
+    ends:float=0., # Taken from labels at the first and last positive slice of a run, as in `smooth_ends`
+    maps=None # Of where the blood is, as in `where_maps`, one a row of the store: training batches bring theirs along
 ) -> DataLoaders: # Validation slices in the store's order, unchanged
     "DataLoaders of a store's slices, everything but reading done on the device"
     valid = np.asarray(valid, dtype=bool)
     if valid.all() or not valid.any(): raise InputError(store.path, 'all slices are on one side of the split')
     if sample not in SAMPLERS: raise InputError(sample, f'no such way to sample; there are {", ".join(SAMPLERS)}')
     tfms = [SizeTo(size), *get_augments(augment), Windowed(windowing)]
-    def make(cls, rows, labels, split_idx, **kwargs):
-        dataset = SliceDataset(store, np.flatnonzero(rows), labels, neighbours)
+    if maps is not None: tfms += [JoinWhere(), SplitWhere()]
+    def make(cls, rows, labels, split_idx, maps=None, **kwargs):
+        dataset = SliceDataset(store, np.flatnonzero(rows), labels, neighbours, maps)
         dataset.split_idx = split_idx
         return cls(dataset, bs=bs, num_workers=num_workers, after_batch=tfms, device=device, **kwargs)
     soft = smooth_ends(labels, store.slices, ends) if ends else labels
-    train = make(SAMPLERS[sample], ~valid, soft, 0, shuffle=True, drop_last=sample != 'series')
+    train = make(SAMPLERS[sample], ~valid, soft, 0, maps, shuffle=True, drop_last=sample != 'series')
     return DataLoaders(train, make(TfmdDL, valid, labels, 1), device=train.device)
 
 # %% ../nbs/08_dataloaders.ipynb #e3934cfd

@@ -10,7 +10,7 @@ __all__ = ['MALLOC_TRIM_THRESHOLD', 'MALLOC_MMAP_MAX', 'OPTIMISERS', 'LOGGERS', 
            'write_checkpoint', 'read_checkpoint', 'Checkpoint', 'MLflowLog', 'logger_callbacks', 'lr_curve',
            'plot_lr_curve']
 
-# %% ../nbs/12a_fitting.ipynb #79bfa4f8
+# %% ../nbs/12a_fitting.ipynb #1768a419
 import json, random
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from fastai.torch_core import distrib_barrier, rank_distrib
 from .losses import AnyAUC, CompetitionMetric, WeightedBCE
 from .models import body_and_head
 from .recipes import SCHEDULES
+from .where import AskWhere
 
 # %% ../nbs/12a_fitting.ipynb #ad638844
 class ChannelsLast(Callback):
@@ -138,7 +139,7 @@ class RunningMean(Callback):
     def after_validate(self): self.learn.model = self.trained
     def after_fit(self): bare(self.learn.model).load_state_dict(self.mean.module.state_dict())
 
-# %% ../nbs/12a_fitting.ipynb #b0bc0722
+# %% ../nbs/12a_fitting.ipynb #7f87f55d
 _like_torch = dict(sqr_mom=.999, eps=1e-8, decouple_wd=False)
 OPTIMISERS = {'adamw': Adam, 'adam': partial(Adam, **_like_torch), 'radam': partial(RAdam, **_like_torch),
               'lamb': Lamb, 'sgd': partial(SGD, mom=.9, decouple_wd=False)}
@@ -167,6 +168,7 @@ def slice_learner(
     weights = None if recipe.class_weights is None else np.array(recipe.class_weights)/sum(recipe.class_weights)
     loss = WeightedBCE(smoothing=recipe.smoothing, gamma=recipe.focal, weights=weights)
     mine = recipe_callbacks(recipe, dls.train.bs, getattr(dls, 'device', None) or 'cpu')
+    if hasattr(bare(model), 'where'): mine.append(AskWhere(recipe.where))
     return Learner(dls, model, loss_func=loss, opt_func=OPTIMISERS[recipe.optimiser], metrics=[CompetitionMetric(), AnyAUC()],
                    splitter=body_and_head, wd=recipe.weight_decay, cbs=[*mine, *cbs])
 

@@ -116,12 +116,12 @@ def _load_features(model, state):
     if state[first].shape[1] != model.channels: state[first] = adapt_input_conv(model.channels, state[first])
     model.body.load_state_dict(state)
 
-# %% ../nbs/10_models.ipynb #eefbb4b8
+# %% ../nbs/10_models.ipynb #58274173
 def body_and_head(
     model # A `SliceModel`
 ) -> list: # Two lists of parameters
     "Parameter groups for discriminative learning rates"
-    return [list(model.body.parameters()), list(model.head.parameters())]
+    return [list(model.body.parameters()), [p for name,p in model.named_parameters() if not name.startswith('body.')]]
 
 # %% ../nbs/10_models.ipynb #e52605b0
 def _known(model):

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/phantom.html.md"""
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Scan', 'plan_scan', 'simulate_patient', 'make_id', 'Family', 'store_values', 'assign_families',
-           'slice_dataset', 'write_slices', 'write_competition']
+           'slice_dataset', 'write_slices', 'write_masks', 'write_competition']
 
 # %% ../nbs/04_phantom.ipynb #6ec13733
 import hashlib, json, shutil, warnings
@@ -19,7 +19,7 @@ import pandas as pd
 from .core import InputError, atomic_path, progress
 from .labels import SUBTYPES, to_long
 
-# %% ../nbs/04_phantom.ipynb #5e7adcad
+# %% ../nbs/04_phantom.ipynb #2816c485
 @dataclass
 class Scan:
     "One simulated series"
@@ -29,6 +29,8 @@ class Scan:
     z:np.ndarray # mm along the table, (slices,)
     protocol:object # How it was acquired
     seed:int # The patient
+    clear:np.ndarray=None # mm2 of blood that stands out from brain, as `areas`
+    masks:np.ndarray=None # uint8, (2, slices, size, size): bit k is set where SUBTYPES[k+1] can be seen, and where it stands out
 
     def __len__(self): return len(self.hu)
 
@@ -50,20 +52,22 @@ def simulate_patient(
     prevalence:float=.45, # Chance that the patient bleeds
     subtype:str|None=None, # Exactly this subtype, certainly
     protocol=None, # A `Protocol`; drawn where there is none
-    max_slices:int=60 # At most so many, spread over the head
+    max_slices:int=60, # At most so many, spread over the head
+    masks:bool=False # Keep where the blood is?
 ) -> Scan:
     "A patient's head CT: anatomy, blood and acquisition from one seed"
     from rsna_ich.acquisition import acquire
     from rsna_ich.anatomy import Head, draw_head, scan_grid
-    from rsna_ich.bleeds import plan_bleeds, slice_labels, visible_area
+    from rsna_ich.bleeds import mask_bits, plan_bleeds, slice_labels, visible_area
     rng = np.random.default_rng([seed, 2019])
     protocol,z = plan_scan(seed, protocol, max_slices)
     nod = protocol.tilt - rng.normal(6, 4)
     bleeds = plan_bleeds(rng, prevalence, subtype)
     planes = 2 if protocol.thickness < 5 else 3
     head = draw_head(Head(scan_grid(z, protocol.thickness, protocol.tilt, planes), [seed, 1], nod, protocol.thickness/planes), bleeds)
-    areas = visible_area(head, planes)
-    return Scan(acquire(head.hu, protocol, rng, size, planes), slice_labels(areas), areas, z, protocol, seed)
+    areas,clear = (visible_area(head, planes, o) for o in (False, True))
+    hu,bits = acquire(head.hu, protocol, rng, size, planes, mask_bits(head, planes) if masks else None)
+    return Scan(hu, slice_labels(areas), areas, z, protocol, seed, clear, bits)
 
 # %% ../nbs/04_phantom.ipynb #230d6b67
 def make_id(
@@ -163,7 +167,18 @@ def write_slices(
             path = Path(folder)/f'{o["image"]}.dcm'
             with atomic_path(path) as p: slice_dataset(scan, k, o, family).save_as(p, enforce_file_format=True)
 
-# %% ../nbs/04_phantom.ipynb #952da55e
+# %% ../nbs/04_phantom.ipynb #633ade4e
+def write_masks(
+    scan:Scan, # The series, simulated with `masks=True`
+    folder, # Where the files go
+    ids:list # One dict of IDs a slice
+):
+    "One 8-bit PNG a slice: bit k is set where SUBTYPES[k+1] can be seen"
+    from PIL import Image
+    for o,mask in zip(ids, scan.masks[0]):
+        with atomic_path(Path(folder)/f'{o["image"]}.png') as p: Image.fromarray(mask).save(p, 'PNG')
+
+# %% ../nbs/04_phantom.ipynb #dbe6f146
 def _write_patient(dest, config, index, family, test):
     "All series of one patient; returns rows for `phantom.parquet`"
     import torch
@@ -174,14 +189,16 @@ def _write_patient(dest, config, index, family, test):
     if part.exists(): return
     rows,patient = [],make_id(seed, 'patient', index, digits=8)
     for series in range(1 + (rng.random() < 1/30)):
-        scan = simulate_patient(int(rng.integers(2**31)), config['size'], config['prevalence'], max_slices=config['max_slices'])
+        scan = simulate_patient(int(rng.integers(2**31)), config['size'], config['prevalence'], max_slices=config['max_slices'], masks=config.get('masks', False))
         study,uid = (make_id(seed, kind, index, series, digits=10) for kind in ('study', 'series'))
         ids = [dict(image=make_id(seed, index, series, k), patient=patient, study=study, series=uid) for k in range(len(scan))]
         write_slices(scan, dest/('stage_2_test' if test else 'stage_2_train'), ids, family)
+        if config.get('masks'): write_masks(scan, dest/'masks', ids)
         series_rows = pd.DataFrame(dict(image_id=[o['image'] for o in ids], patient_id=patient, study_id=study, series_id=uid, split='test' if test else 'train',
             family=family.name, z_mm=scan.z.astype(float), thickness_mm=scan.protocol.thickness, noise_hu=scan.protocol.noise))
         series_rows[SUBTYPES] = scan.labels.astype('int64')
         series_rows[[f'{s}_mm2' for s in SUBTYPES[1:]]] = scan.areas.astype(float)
+        series_rows[[f'{s}_clear_mm2' for s in SUBTYPES[1:]]] = scan.clear.astype(float)
         rows.append(series_rows)
     with atomic_path(part) as p: pd.concat(rows, ignore_index=True).to_parquet(p)
 
@@ -203,7 +220,7 @@ def _write_tables(dest, seed, size):
         with atomic_path(short) as p: p.write_bytes(data[:size**2])
     with atomic_path(dest/'phantom.parquet') as p: table.to_parquet(p)
 
-# %% ../nbs/04_phantom.ipynb #6c9e832f
+# %% ../nbs/04_phantom.ipynb #350f6c05
 def write_competition(
     dest, # The folder to write
     n_patients:int=60, # Patients, train and test together
@@ -212,13 +229,15 @@ def write_competition(
     prevalence:float=.45, # Of patients who bleed
     size:int=512, # Rows and columns of a slice
     max_slices:int=60, # Of a series
-    n_jobs:int=2 # Processes
+    n_jobs:int=2, # Processes
+    masks:bool=False # Write where the blood is, too?
 ) -> Path: # `dest`
     "A simulated competition in RSNA's stage 2 layout; finished folders are left alone, unfinished ones are continued"
     from joblib import Parallel, delayed
     if n_patients < 1: raise InputError(dest, f'{n_patients} patients: at least one is needed')
     dest = Path(dest)
     config = dict(n_patients=n_patients, seed=seed, test_share=test_share, prevalence=prevalence, size=size, max_slices=max_slices, layout=1)
+    if masks: config['masks'] = True
     done,begun = dest/'phantom.json',dest/'.parts'/'config.json'
     if done.exists() and json.loads(done.read_text()) == config:
         shutil.rmtree(begun.parent, ignore_errors=True) # of a run that was killed at its very end

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/training.html.md"""
 __all__ = ['training_data', 'held_out_rows', 'recipe_dls', 'check_batches', 'recipe_model', 'train_stages', 'find_lr',
            'predict_store', 'calibrate', 'train_store', 'train_folds', 'train']
 
-# %% ../nbs/12_training.ipynb #35fc3979
+# %% ../nbs/12_training.ipynb #ca1b54de
 import json, shutil
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from .metrics import auc, choose_threshold, constant_prior, fit_temperature, sen
 from .models import create_model, save_bundle
 from .recipes import Recipe, get_recipe, recipe_members, scale_recipe
 from .store import build_store
+from .where import WhereHead
 from .windowing import n_channels
 
 # %% ../nbs/12_training.ipynb #6ef47f6a
@@ -70,20 +71,22 @@ def held_out_rows(
 
 def _with_labels(store, labels): return store.slices.merge(labels[SUBTYPES], left_on='image_id', right_index=True, how='left')
 
-# %% ../nbs/12_training.ipynb #0b356e50
+# %% ../nbs/12_training.ipynb #e15556ae
 def recipe_dls(
     store, # A `Store`
     labels, # By image_id
     held, # bool, one a row of the store
     recipe, # A `Recipe`
     k:int=0, # Which of its stages
-    device=None # Of training; fastai's default
+    device=None, # Of training; fastai's default
+    maps=None # Of where the blood is, as in `where_maps`, one a row of the store
 ):
     "DataLoaders of one stage of a recipe"
-    stage,augment = recipe.stages[k],recipe.augment
+    stage = recipe.stages[k]
+    augment = recipe.augment if stage.augment is None else stage.augment
     if augment is None and not recipe.effects: augment = 'pose'
     return slice_dls(store, labels, held, stage.size, my_share(stage.bs), recipe.windowing, recipe.neighbours, augment, recipe.sample,
-                     device=own_device(device))
+                     device=own_device(device), maps=maps if recipe.where else None)
 
 def check_batches(
     store, # A `Store`
@@ -101,14 +104,17 @@ def check_batches(
     fits = 2**max(0, int(np.log2(max(n, 1))) - 1)
     raise InputError(store.path, f'{n} training slices do not fill one batch of {largest}: take smaller batches (--batch {fits}) or more patients')
 
-# %% ../nbs/12_training.ipynb #42f9a5b6
+# %% ../nbs/12_training.ipynb #1bf0b5c3
 def recipe_model(
-    recipe # A `Recipe`
+    recipe, # A `Recipe`
+    where:bool=False # Shall it say where the blood is, while it learns?
 ): # `SliceModel`
     "The network of a recipe, before training"
-    return create_model(recipe.backbone, n_channels(recipe.windowing)*(2*recipe.neighbours+1), recipe.pretrained, recipe.dropout, recipe.pool)
+    model = create_model(recipe.backbone, n_channels(recipe.windowing)*(2*recipe.neighbours+1), recipe.pretrained, recipe.dropout, recipe.pool)
+    if where: model.where = WhereHead(model.body)
+    return model
 
-# %% ../nbs/12_training.ipynb #3d8000cf
+# %% ../nbs/12_training.ipynb #260481d1
 def train_stages(
     store, # A `Store`
     labels, # By image_id
@@ -116,7 +122,8 @@ def train_stages(
     recipe, # A `Recipe`
     dest, # Where weights of finished stages, the checkpoint and `curves.csv` go
     device=None, # Of training; fastai's default
-    loggers=() # Names of `fitting.LOGGERS`
+    loggers=(), # Names of `fitting.LOGGERS`
+    maps=None # Of where the blood is, as in `where_maps`, one a row of the store, for recipes that ask
 ) -> tuple: # `SliceModel`, DataFrame of curves: stage size epoch train_loss valid_loss competition_metric any_auc
     "Progressive resizing: one cycle a stage, each from the last one's weights"
     from safetensors.torch import load_file
@@ -125,27 +132,28 @@ def train_stages(
     if not rank_distrib():
         for o in dest.glob('.stage_*.tmp'): shutil.rmtree(o, ignore_errors=True) # half files of a killed run
     set_seed(recipe.seed, reproducible=True) # the head begins at random even where the body is pretrained
-    model = first_alone(recipe_model, recipe)
+    model = first_alone(recipe_model, recipe, maps is not None and recipe.where > 0)
     for k,stage in enumerate(recipe.stages):
         for frozen in [True]*bool(stage.freeze) + [False]:
             name = f'stage_{k}_frozen' if frozen else f'stage_{k}'
             file,record = dest/f'{name}.safetensors',dest/f'{name}.csv'
-            if not (file.exists() and record.exists()): _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers)
+            if not (file.exists() and record.exists()): _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers, maps)
             if not rank_distrib(): (dest/f'{name}.checkpoint.safetensors').unlink(missing_ok=True)
             model.load_state_dict(load_file(file))
             curves.append(pd.read_csv(record))
+    if hasattr(model, 'where'): del model.where # it will not be asked again
     curves = pd.concat(curves, ignore_index=True)
     if not rank_distrib():
         with atomic_path(dest/'curves.csv') as p: curves.to_csv(p, index=False)
     return model,curves
 
-# %% ../nbs/12_training.ipynb #23546232
-def _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers):
+# %% ../nbs/12_training.ipynb #30a58931
+def _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers, maps):
     "Fit one leg of a stage in place and write its weights and curves"
     from safetensors.torch import save_file
     stage,name = recipe.stages[k],f'stage_{k}_frozen' if frozen else f'stage_{k}'
     set_seed(recipe.seed + k + 500*frozen + 1000*rank_distrib(), reproducible=True)
-    dls = recipe_dls(store, labels, held, recipe, k, device)
+    dls = recipe_dls(store, labels, held, recipe, k, device, maps)
     about = f'{json.dumps(recipe.to_dict())}, {len(store)} slices, {int(held.sum())} held out'
     keep = Checkpoint(dest/f'{name}.checkpoint.safetensors', about, recipe.patience)
     learn = slice_learner(dls, model.to(dls.device), recipe, logger_callbacks(loggers, dest, name))
@@ -220,7 +228,7 @@ def calibrate(
     held = dict(slices=len(targets), log_loss=float(weighted_log_loss(p, targets)), auc=areas, sensitivity=sens, specificity=spec)
     return dict(temperature=float(calibration.temperature), bias=[float(b) for b in calibration.bias], threshold=threshold, held_out=held)
 
-# %% ../nbs/12_training.ipynb #4323ed07
+# %% ../nbs/12_training.ipynb #3214d89a
 _CARD = '''# {name}
 
 {disclaimer}
@@ -247,12 +255,13 @@ def train_store(
     device=None, # Of training
     held=None, # bool, one a row of the store; `held_out_rows` unless given
     loggers=(), # Names of `fitting.LOGGERS`
-    skip=None # bool, one a row of the store: slices neither to train on nor held out
+    skip=None, # bool, one a row of the store: slices neither to train on nor held out
+    maps=None # Of where the blood is, as in `where_maps`, one a row of the store, for recipes that ask
 ) -> Path: # The bundle
     "Hold out patients, train the stages, calibrate, and write the bundle"
     dest = Path(dest)
     held = held_out_rows(store, labels, recipe) if held is None else np.asarray(held, bool)
-    model,_ = train_stages(store, labels, held if skip is None else held | np.asarray(skip, bool), recipe, dest, device, loggers)
+    model,_ = train_stages(store, labels, held if skip is None else held | np.asarray(skip, bool), recipe, dest, device, loggers, maps)
     if not rank_distrib():
         model = model.to(own_device(device) or default_device())
         _finish(model, store, labels, recipe, held, dest, dict(name=name or recipe.name, trained_on=trained_on))

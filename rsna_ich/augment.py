@@ -197,16 +197,12 @@ class Warps(Warp):
         for o in reversed(self.warps): points = o.some(points)
         return points
 
-# %% ../nbs/08b_augment.ipynb #fe0fe9fe
+# %% ../nbs/08b_augment.ipynb #87c64dad
 def _near_bone(hu, reach):
     "Bone blurred at a quarter of the resolution, by a sigma between the two of `reach` (shares of the side): 1 in it, a half at its edge, 0 far away"
     small = F.avg_pool2d((hu > 250).float(), 4, ceil_mode=True)
-    sigma,at = _draw(hu, *reach)*small.shape[-1],torch.arange(-9, 10, device=hu.device)
-    k = torch.exp(-.5*(at/sigma[:, 0])**2)
-    k = (k/k.sum(-1, keepdim=True)).repeat_interleave(hu.shape[1], 0)
-    flat = F.pad(small.reshape(1, -1, *small.shape[-2:]), (9,)*4)
-    flat = F.conv2d(F.conv2d(flat, k[:, :, None], groups=len(k)), k[..., None], groups=len(k))
-    return F.interpolate(flat.reshape(small.shape), size=hu.shape[-2:], mode='bilinear', align_corners=False)
+    small = _blurred(small, *(o*small.shape[-1] for o in reach), reach=9)
+    return F.interpolate(small, size=hu.shape[-2:], mode='bilinear', align_corners=False)
 
 class RimGlow(RandTransform):
     "What is not bone shines beside it, in some slices"

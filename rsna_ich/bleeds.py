@@ -7,7 +7,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/bleeds.html.md"""
 # %% auto #0
 __all__ = ['GREY_HU', 'SHIFT_MM', 'CERTAIN_HU', 'BLEEDS', 'FIRST', 'ALSO', 'VISIBLE_HU', 'VISIBLE_AREA', 'Bleed', 'Layer',
            'Epidural', 'Subdural', 'Intraparenchymal', 'Intraventricular', 'Subarachnoid', 'plan_bleeds', 'blood_masks',
-           'mask_bits', 'visible_area', 'slice_labels']
+           'mask_bits', 'mask_areas', 'visible_area', 'slice_labels']
 
 # %% ../nbs/04b_bleeds.ipynb #9743b9fb
 import numpy as np
@@ -246,7 +246,7 @@ def plan_bleeds(
     names = [first] + [name for name,p in ALSO[first].items() if rng.random() < p]
     return [BLEEDS[name](rng, side if rng.random() < .8 else -side) for name in names]
 
-# %% ../nbs/04b_bleeds.ipynb #1de8f787
+# %% ../nbs/04b_bleeds.ipynb #7c93f300
 VISIBLE_HU = 8. # HU, change of a pixel that counts as visible
 VISIBLE_AREA = 25. # mm2 of visible blood from which a slice is labelled
 
@@ -264,23 +264,29 @@ def blood_masks(
     return masks
 
 def mask_bits(
-    head, # After `draw_head`
-    planes:int=3 # Thin planes a slice
+    masks:dict, # From `blood_masks`
+    shape:tuple # (slices, ROWS, COLS)
 ) -> np.ndarray: # uint8, (2, slices, ROWS, COLS): bit k is set where SUBTYPES[k+1] can be seen, and where it stands out
     "`blood_masks` in one array"
-    bits = np.zeros((2, len(head.hu)//planes, *head.hu.shape[1:]), 'uint8')
-    for name,masks in blood_masks(head, planes).items(): bits |= masks.astype('uint8') << (SUBTYPES.index(name)-1)
+    bits = np.zeros((2, *shape), 'uint8')
+    for name,both in masks.items(): bits |= both.astype('uint8') << (SUBTYPES.index(name)-1)
     return bits
+
+def mask_areas(
+    masks:dict, # From `blood_masks`
+    slices:int # How many slices there are
+) -> np.ndarray: # float32 mm2, (2, slices, 5), in the order of SUBTYPES[1:]: blood that can be seen, and blood that stands out
+    "The area of each subtype's blood in each slice"
+    areas = np.zeros((2, slices, len(SUBTYPES)-1), 'float32')
+    for name,both in masks.items(): areas[..., SUBTYPES.index(name)-1] = both.sum((2, 3))*PIXEL**2
+    return areas
 
 def visible_area(
     head, # After `draw_head`
-    planes:int=3, # Thin planes a slice
-    clear:bool=False # Only blood that stands out?
+    planes:int=3 # Thin planes a slice
 ) -> np.ndarray: # mm2, (slices, 5), in the order of SUBTYPES[1:]
     "The area of each subtype's blood that can be seen in each slice"
-    areas = np.zeros((len(head.hu)//planes, 5), dtype='float32')
-    for name,masks in blood_masks(head, planes).items(): areas[:, SUBTYPES.index(name)-1] = masks[int(clear)].sum((1, 2))*PIXEL**2
-    return areas
+    return mask_areas(blood_masks(head, planes), len(head.hu)//planes)[0]
 
 def slice_labels(
     areas # mm2, (slices, 5), from `visible_area`

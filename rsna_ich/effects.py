@@ -16,7 +16,7 @@ from fastai.vision.all import RandTransform
 
 from .batch import TensorHU, _like, _plain
 
-# %% ../nbs/08c_effects.ipynb #5a59baa4
+# %% ../nbs/08c_effects.ipynb #5bb059f0
 def _pick(x, p): return torch.nonzero(torch.rand(len(x), device=x.device) < p)[:, 0]
 def _draw(x, low, high): return torch.empty((len(x), 1, 1, 1), device=x.device).uniform_(low, high)
 
@@ -29,12 +29,12 @@ def _uneven(x):
     light = F.interpolate(torch.randn(len(x), 1, 3, 3, device=x.device), size=x.shape[-2:], mode='bicubic', align_corners=False)
     return (x + light*_draw(x, .01, .07)*(x > .05)).clamp(0, 1)
 
-def _blurred(x, low=.4, high=1.5):
-    "Gaussian blur of `low` to `high` pixels"
-    sigma,at = _draw(x, low, high),torch.arange(-4, 5, device=x.device)
+def _blurred(x, low=.4, high=1.5, reach=4):
+    "Gaussian blur of `low` to `high` pixels, by a kernel that reaches so many"
+    sigma,at = _draw(x, low, high),torch.arange(-reach, reach+1, device=x.device)
     k = torch.exp(-.5*(at/sigma[:, 0])**2)
     k = (k/k.sum(-1, keepdim=True)).repeat_interleave(x.shape[1], 0)
-    flat = F.pad(x.reshape(1, -1, *x.shape[-2:]), (4, 4, 4, 4), mode='replicate')
+    flat = F.pad(x.reshape(1, -1, *x.shape[-2:]), (reach,)*4, mode='replicate')
     flat = F.conv2d(F.conv2d(flat, k[:, :, None], groups=len(k)), k[..., None], groups=len(k))
     return flat.reshape(x.shape)
 

@@ -19,7 +19,7 @@ import pandas as pd
 from .core import InputError, atomic_path, progress
 from .labels import SUBTYPES, to_long
 
-# %% ../nbs/04_phantom.ipynb #2816c485
+# %% ../nbs/04_phantom.ipynb #669a80b5
 @dataclass
 class Scan:
     "One simulated series"
@@ -58,15 +58,16 @@ def simulate_patient(
     "A patient's head CT: anatomy, blood and acquisition from one seed"
     from rsna_ich.acquisition import acquire
     from rsna_ich.anatomy import Head, draw_head, scan_grid
-    from rsna_ich.bleeds import mask_bits, plan_bleeds, slice_labels, visible_area
+    from rsna_ich.bleeds import blood_masks, mask_areas, mask_bits, plan_bleeds, slice_labels
     rng = np.random.default_rng([seed, 2019])
     protocol,z = plan_scan(seed, protocol, max_slices)
     nod = protocol.tilt - rng.normal(6, 4)
     bleeds = plan_bleeds(rng, prevalence, subtype)
     planes = 2 if protocol.thickness < 5 else 3
     head = draw_head(Head(scan_grid(z, protocol.thickness, protocol.tilt, planes), [seed, 1], nod, protocol.thickness/planes), bleeds)
-    areas,clear = (visible_area(head, planes, o) for o in (False, True))
-    hu,bits = acquire(head.hu, protocol, rng, size, planes, mask_bits(head, planes) if masks else None)
+    blood = blood_masks(head, planes)
+    areas,clear = mask_areas(blood, len(z))
+    hu,bits = acquire(head.hu, protocol, rng, size, planes, mask_bits(blood, (len(z), *head.hu.shape[1:])) if masks else None)
     return Scan(hu, slice_labels(areas), areas, z, protocol, seed, clear, bits)
 
 # %% ../nbs/04_phantom.ipynb #230d6b67

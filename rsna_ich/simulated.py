@@ -56,7 +56,7 @@ def blood_maps(
         out[:, :, k] = (np.diff(np.diff(corners, axis=-1), axis=-2)*pixel**2).swapaxes(0, 1)
     return out
 
-# %% ../nbs/06a_simulated.ipynb #3b35d61c
+# %% ../nbs/06a_simulated.ipynb #26339542
 def read_simulated(
     rows, # Rows of `simulated_table`, one series
     truth, # Folder for the areas and maps of blood
@@ -69,10 +69,11 @@ def read_simulated(
     torch.set_num_threads(1)
     patient = int(rows.path.iloc[0].split(':')[1])
     scan = simulate_patient(patient, size, prevalence, max_slices=max_slices, masks=True)
-    maps = blood_maps(scan.masks, head_box(np.maximum(scan.hu, -1024)), scan.protocol.pixel*512/size)
+    hu = np.maximum(scan.hu, -1024)
+    maps = blood_maps(scan.masks, head_box(hu), scan.protocol.pixel*512/size)
     with atomic_path(Path(truth)/f'{rows.series_id.iloc[0]}.npz') as p:
         with open(p, 'wb') as f: np.savez_compressed(f, areas=scan.areas, clear=scan.clear, maps=maps)
-    by_index = dict(enumerate(np.maximum(scan.hu, -1024)))
+    by_index = dict(enumerate(hu))
     return [by_index[k] for k in rows.slice_index]
 
 # %% ../nbs/06a_simulated.ipynb #e35a116f

@@ -82,14 +82,16 @@ class ErrorBrowser:
         style = CSS.replace(':root', ':scope').replace('body{', ':scope{')
         return f'<style>@scope{{{style}}}</style><h2>{escape(KINDS[self.kind])}</h2>{body}'
 
-# %% ../nbs/15a_browser.ipynb #36e4d14b
+# %% ../nbs/15a_browser.ipynb #170d9329
 def class_activation(
     model, # A `SliceModel`
     x, # Windows as the model reads them, (n, channels, H, W)
     subtype:str='any' # Whose logit
-) -> np.ndarray: # (n, h, w): each place's share of the logit; their mean is the logit itself
+) -> np.ndarray: # (n, h, w): each place's own logit; their mean is the slice's, with pool='map' their largest
     "Where a convolutional slice model's logit comes from; ValueError for a backbone that does not end in a mean over places"
     import torch
+    if model.pool == 'map':
+        with torch.inference_mode(): return model.features_and_maps(x)[1][:, SUBTYPES.index(subtype)].numpy()
     body,last = model.body,model.head[-1]
     with torch.inference_mode():
         features = body.forward_features((x - .5)/.5)

@@ -16,12 +16,12 @@ from . import __version__
 from .core import DISCLAIMER, InputError, atomic_path
 from .labels import SUBTYPES
 
-# %% ../nbs/10a_bundle.ipynb #365dce3c
+# %% ../nbs/10a_bundle.ipynb #0f31a34c
 BUNDLE_KEYS = { # of config.json, with their types
     'backbone': str, 'channels': int, 'windowing': str, 'neighbours': int, 'size': int, 'store_size': int,
     'subtypes': list, 'temperature': float, 'bias': list, 'threshold': float,
     'version': str, 'name': str, 'trained_on': str}
-POOLS = 'avg','concat' # how a picture's features become one vector: their mean, or mean and maximum side by side
+POOLS = 'avg','concat','map' # how a picture is answered: from its features' mean, from their mean and maximum, or by the largest cell of a map of blood
 
 def check_config(
     path, # The bundle's folder, for the error

@@ -139,7 +139,7 @@ class RunningMean(Callback):
     def after_validate(self): self.learn.model = self.trained
     def after_fit(self): bare(self.learn.model).load_state_dict(self.mean.module.state_dict())
 
-# %% ../nbs/12a_fitting.ipynb #7f87f55d
+# %% ../nbs/12a_fitting.ipynb #df3b0564
 _like_torch = dict(sqr_mom=.999, eps=1e-8, decouple_wd=False)
 OPTIMISERS = {'adamw': Adam, 'adam': partial(Adam, **_like_torch), 'radam': partial(RAdam, **_like_torch),
               'lamb': Lamb, 'sgd': partial(SGD, mom=.9, decouple_wd=False)}
@@ -168,7 +168,7 @@ def slice_learner(
     weights = None if recipe.class_weights is None else np.array(recipe.class_weights)/sum(recipe.class_weights)
     loss = WeightedBCE(smoothing=recipe.smoothing, gamma=recipe.focal, weights=weights)
     mine = recipe_callbacks(recipe, dls.train.bs, getattr(dls, 'device', None) or 'cpu')
-    if hasattr(bare(model), 'where'): mine.append(AskWhere(recipe.where))
+    if recipe.where: mine.append(AskWhere(recipe.where))
     return Learner(dls, model, loss_func=loss, opt_func=OPTIMISERS[recipe.optimiser], metrics=[CompetitionMetric(), AnyAUC()],
                    splitter=body_and_head, wd=recipe.weight_decay, cbs=[*mine, *cbs])
 

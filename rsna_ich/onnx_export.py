@@ -102,12 +102,14 @@ def _keep_if_equal(plan, file, fingerprint, feeds, wanted):
     finally: temp.unlink(missing_ok=True)
     return file
 
-# %% ../nbs/13a_onnx.ipynb #f295d5f4
+# %% ../nbs/13a_onnx.ipynb #5d3cf4b2
 def _export_slices(bundle, model, config):
     "The first stage as `model.onnx`"
     import torch
     class Both(torch.nn.Module):
-        def __init__(self): super().__init__(); self.body,self.head = model.body,model.head
+        def __init__(self):
+            super().__init__()
+            for name,part in model.named_children(): setattr(self, name, part) # weights keep their names
         def forward(self, x):
             e = model.embed(x)
             return self.head(e),e

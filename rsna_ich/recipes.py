@@ -136,7 +136,7 @@ class Recipe:
         return kind + (f', focal {self.focal:g}' if self.focal else '') + (f', smoothed {self.smoothing:g}' if self.smoothing else '')
     def to_dict(self): return asdict(self)
 
-# %% ../nbs/11_recipes.ipynb #42a3743b
+# %% ../nbs/11_recipes.ipynb #ff721d87
 def _check(recipe):
     "Raise an `InputError` that names the field at fault"
     def refuse(name, why): raise InputError(recipe.name, f'{name}={getattr(recipe, name)!r}: {why}')
@@ -147,13 +147,14 @@ def _check(recipe):
     if weights is not None and (len(weights) != 6 or min(weights) < 0): refuse('class_weights', 'six numbers, none negative')
     for name,low,high in ('smoothing', 0, 1), ('ema', 0, 1), ('dropout', 0, 1), ('where', 0, float('inf')), ('flip_weight', 0, 1), ('holdout', 0, 1):
         if not low <= getattr(recipe, name) < high: refuse(name, f'from {low} to below {high}')
+    if recipe.where and recipe.pool != 'map': refuse('where', "only a model that draws maps (pool='map') can be asked")
     for name in 'accumulate', 'folds':
         if getattr(recipe, name) < 1: refuse(name, 'at least 1')
     if recipe.clip is not None and recipe.clip <= 0: refuse('clip', 'above 0')
     for s in recipe.stages:
         if s.epochs < 1 or s.bs < 1 or s.size < 1 or s.freeze < 0 or s.lr <= 0: refuse('stages', f'{s} has no epochs, batch, size or learning rate')
 
-# %% ../nbs/11_recipes.ipynb #ea110ea8
+# %% ../nbs/11_recipes.ipynb #57a91f01
 rendered = ('own_head', dict(p=.3)),'pose','rim_glow','window_jitter','picture_effects'
 tight = rendered[0],'pose','tight_brain','rim_glow','window_jitter','picture_effects'
 shipped = dict(store_size=192, sample='balanced', smoothing=.02, second_stage=True, holdout=.15, specificity=.97)
@@ -168,7 +169,7 @@ OURS = [
     Recipe('located',
            (Stage(96, 3, lr=4e-3), Stage(128, 5, lr=3e-3), Stage(160, 3, lr=2e-3, augment=tight),
             Stage(192, 3, lr=1.2e-3, augment=tight)),
-           source='this project; tried, see 15c_shipped', where=4., augment=rendered, **shipped),
+           source='this project; tried, see 15c_shipped', pool='map', where=4., augment=rendered, **shipped),
     Recipe('ours',
            (Stage(192, 2, bs=64, lr=4e-4, freeze=1), Stage(288, 3, bs=48, lr=3e-4), Stage(384, 3, bs=32, lr=2e-4)),
            source='this project; not run on the real competition yet', backbone='convnext_small.fb_in22k_ft_in1k',

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/training.html.md"""
 __all__ = ['training_data', 'held_out_rows', 'recipe_dls', 'check_batches', 'recipe_model', 'train_stages', 'find_lr',
            'predict_store', 'calibrate', 'train_store', 'train_folds', 'train']
 
-# %% ../nbs/12_training.ipynb #ca1b54de
+# %% ../nbs/12_training.ipynb #35fc3979
 import json, shutil
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,6 @@ from .metrics import auc, choose_threshold, constant_prior, fit_temperature, sen
 from .models import create_model, save_bundle
 from .recipes import Recipe, get_recipe, recipe_members, scale_recipe
 from .store import build_store
-from .where import WhereHead
 from .windowing import n_channels
 
 # %% ../nbs/12_training.ipynb #6ef47f6a
@@ -104,17 +103,14 @@ def check_batches(
     fits = 2**max(0, int(np.log2(max(n, 1))) - 1)
     raise InputError(store.path, f'{n} training slices do not fill one batch of {largest}: take smaller batches (--batch {fits}) or more patients')
 
-# %% ../nbs/12_training.ipynb #1bf0b5c3
+# %% ../nbs/12_training.ipynb #42f9a5b6
 def recipe_model(
-    recipe, # A `Recipe`
-    where:bool=False # Shall it say where the blood is, while it learns?
+    recipe # A `Recipe`
 ): # `SliceModel`
     "The network of a recipe, before training"
-    model = create_model(recipe.backbone, n_channels(recipe.windowing)*(2*recipe.neighbours+1), recipe.pretrained, recipe.dropout, recipe.pool)
-    if where: model.where = WhereHead(model.body)
-    return model
+    return create_model(recipe.backbone, n_channels(recipe.windowing)*(2*recipe.neighbours+1), recipe.pretrained, recipe.dropout, recipe.pool)
 
-# %% ../nbs/12_training.ipynb #260481d1
+# %% ../nbs/12_training.ipynb #9c91faf8
 def train_stages(
     store, # A `Store`
     labels, # By image_id
@@ -132,7 +128,7 @@ def train_stages(
     if not rank_distrib():
         for o in dest.glob('.stage_*.tmp'): shutil.rmtree(o, ignore_errors=True) # half files of a killed run
     set_seed(recipe.seed, reproducible=True) # the head begins at random even where the body is pretrained
-    model = first_alone(recipe_model, recipe, maps is not None and recipe.where > 0)
+    model = first_alone(recipe_model, recipe)
     for k,stage in enumerate(recipe.stages):
         for frozen in [True]*bool(stage.freeze) + [False]:
             name = f'stage_{k}_frozen' if frozen else f'stage_{k}'
@@ -141,7 +137,6 @@ def train_stages(
             if not rank_distrib(): (dest/f'{name}.checkpoint.safetensors').unlink(missing_ok=True)
             model.load_state_dict(load_file(file))
             curves.append(pd.read_csv(record))
-    if hasattr(model, 'where'): del model.where # it will not be asked again
     curves = pd.concat(curves, ignore_index=True)
     if not rank_distrib():
         with atomic_path(dest/'curves.csv') as p: curves.to_csv(p, index=False)

@@ -72,51 +72,49 @@ def where_loss(
     weights = known*torch.as_tensor(weights, dtype=torch.float32, device=logits.device)[:, None, None]
     return (F.binary_cross_entropy_with_logits(logits.float(), truth, reduction='none')*weights).sum()/weights.sum().clamp(min=1)
 
-# %% ../nbs/08f_where.ipynb #6c7ea6e5
+# %% ../nbs/08f_where.ipynb #e1f40c78
 class WhereHead(nn.Module):
-    "A map of blood from the last two levels of a backbone's features"
+    "A map of blood from the features that a backbone ends with and those of the level before"
     def __init__(self,
         body, # A timm model with `feature_info`
         n_out:int=len(SUBTYPES) # Maps
     ):
         super().__init__()
-        levels = list(getattr(body, 'feature_info', []))[-2:]
-        if len(levels) < 2: raise InputError(type(body).__name__, 'timm does not say which layers its features come from')
-        self.layers = [o['module'] for o in levels]
-        self.fine,self.coarse = (nn.Conv2d(o['num_chs'], n_out, 1) for o in levels)
+        before,last = ([None]*2 + list(getattr(body, 'feature_info', [])))[-2:]
+        pyramid = before and hasattr(body, 'forward_intermediates') and before['reduction'] < last['reduction']
+        if not pyramid or getattr(body, 'output_fmt', 'NCHW') != 'NCHW':
+            raise InputError(type(body).__name__, 'no map can be drawn: its features are not pictures of two sizes')
+        self.fine,self.coarse = (nn.Conv2d(n, n_out, 1) for n in (before['num_chs'], body.num_features))
         for conv in (self.fine, self.coarse):
             nn.init.zeros_(conv.weight)
             nn.init.constant_(conv.bias, -1.5) # blood is rare
 
     def forward(self,
-        fine, # Features (n, channels, h, w)
-        coarse # The next level's
+        fine, # Features of the last level but one, (n, channels, h, w)
+        coarse # The last ones, on a coarser grid
     ): # Logits, (n, n_out, h, w)
         return self.fine(fine) + F.interpolate(self.coarse(coarse), size=fine.shape[-2:], mode='bilinear', align_corners=False)
 
+# %% ../nbs/08f_where.ipynb #f3973535
 class AskWhere(Callback):
-    "While training, ask a model that has a `where` for maps too, and add their loss"
+    "While training, hold a model's maps of blood against the truth, where a batch brings it along, and add their loss"
     order = 1 # before GradientAccumulation, which divides the loss
     def __init__(self,
         weight:float=1. # Of the maps' loss
-    ): self.weight,self.features = weight,{}
+    ): self.weight,self.answer = weight,None
 
     def before_fit(self):
-        "Listen to the layers"
-        listen = lambda name: lambda module,args,out: self.features.__setitem__(name, out)
-        body = self.learn.model.body
-        self.hooks = [body.get_submodule(o).register_forward_hook(listen(o)) for o in self.learn.model.where.layers]
+        "Listen to the maps"
+        model = getattr(self.learn.model, 'module', self.learn.model) # it may be wrapped for several processes
+        self.hook = model.where.register_forward_hook(lambda module,args,out: setattr(self, 'answer', out))
     def before_batch(self):
         "Keep the maps from the loss function"
-        self.maps = self.yb[1] if self.training else None
+        self.maps = self.yb[1] if self.training and len(self.yb) > 1 else None
         self.learn.yb = self.yb[:1]
     def after_loss(self):
         "Add what the maps say"
-        if not self.training: return
-        logits = self.learn.model.where(*(self.features[o] for o in self.learn.model.where.layers))
-        self.last = where_loss(logits, _plain(self.maps))
-        self.learn.loss_grad = self.loss_grad + self.weight*self.last
+        if self.maps is not None: self.learn.loss_grad = self.loss_grad + self.weight*where_loss(self.answer, _plain(self.maps))
     def after_fit(self):
-        "Let go of the layers"
-        for o in self.hooks: o.remove()
-        self.features.clear()
+        "Let go"
+        self.hook.remove()
+        self.answer = None

@@ -117,24 +117,23 @@ def score_real(
         out['rsna'] = dict(n=len(found), truth=truth.tolist(), any=found['any'].round(3).tolist(), positive=found.positive.tolist())
     return out
 
-# %% ../nbs/15c_shipped.ipynb #7dd504a6
+# %% ../nbs/15c_shipped.ipynb #dad0e820
 def lone_thresholds(
     predictor, # A `Predictor`
     hu, # int16 HU of held-out slices, (n, h, w)
     truth, # Of `any`, (n,)
     specificity:float, # Wanted
-    augment=None, # How pictures of slices may look: what `augment.get_augments` takes
-    seed:int=0 # Of that
+    seed:int=0 # Of the effects
 ) -> tuple: # Threshold for slices as they are, and for their pictures
     "Operating points of slices that come one by one"
     import torch
-    from fastai.data.all import Pipeline
-    from rsna_ich.augment import get_augments
-    from rsna_ich.batch import TensorHU, Windowed
+    from rsna_ich.batch import TensorHU
+    from rsna_ich.effects import PictureEffects
     from rsna_ich.metrics import choose_threshold
     torch.manual_seed(seed)
-    dress = Pipeline([*get_augments(augment), Windowed('brain')], split_idx=0)
-    pictures = torch.cat([torch.as_tensor(dress(TensorHU(x)))[:, 0] for x in torch.from_numpy(hu.astype('float32'))[:, None].split(32)])
+    grey = (torch.from_numpy(hu.astype('float32')).clamp(0, 80)/80)[:, None]
+    effects = PictureEffects()
+    pictures = torch.cat([torch.as_tensor(effects.encodes(TensorHU(x))) for x in grey.split(32)])[:, 0]
     forms = hu,np.rint(pictures.numpy()*80).astype('int16')
     return tuple(float(choose_threshold(truth, np.concatenate([predictor.predict_hu(o[None]) for o in form])[:, 0], specificity=specificity)) for form in forms)
 
@@ -143,14 +142,13 @@ def set_lone_threshold(
     store, # The simulated patients it was trained on
     labels, # By image_id
     use, # bool, one a row of the store: held out, and neither with nor without a trace of blood
-    specificity:float, # Wanted
-    augment=None # As in `lone_thresholds`
+    specificity:float # Wanted
 ) -> float:
     "Write the operating point of slices on their own into a bundle"
     from rsna_ich.inference import Predictor
     rows = np.flatnonzero(use)
     truth = labels.loc[store.slices.image_id.iloc[rows], 'any'].to_numpy()
-    both = lone_thresholds(Predictor(bundle), store[rows], truth, specificity, augment)
+    both = lone_thresholds(Predictor(bundle), store[rows], truth, specificity)
     config = json.loads((Path(bundle)/'config.json').read_text()) | dict(threshold=float(np.clip(max(both), 1e-3, 1-1e-3)))
     config['lone_thresholds'] = dict(slices=both[0], pictures=both[1], specificity=specificity)
     with atomic_path(Path(bundle)/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
@@ -166,7 +164,7 @@ def doubtful_slices(
     if clear is None: return ((areas > TRACE) & (areas <= ENOUGH)).any(1)
     return (areas.max(1) > TRACE) & (np.asarray(clear).max(1) <= ENOUGH)
 
-# %% ../nbs/15c_shipped.ipynb #e2f9d076
+# %% ../nbs/15c_shipped.ipynb #4479b949
 def make_shipped(
     work='build/shipped', # Where simulated patients and weights are kept
     dest=None, # The bundle; where the package looks for it, unless given
@@ -194,7 +192,7 @@ def make_shipped(
     if recipe.second_stage: finish_run(work/'run', recipe.specificity, **kwargs)
     export_onnx(bundle)
     held = pd.read_parquet(work/'run'/'split.parquet').set_index('image_id').held_out.loc[store.slices.image_id].to_numpy()
-    set_lone_threshold(bundle, store, labels, held & ~doubtful, recipe.specificity, recipe.augment)
+    set_lone_threshold(bundle, store, labels, held & ~doubtful, recipe.specificity)
     unseen,truth,areas = simulated_store(work/'test', test_patients, TEST_SEED, recipe.store_size, .45, max_slices, n_jobs)
     guess = doubtful_slices(areas, simulated_blood(unseen)[0])
     return finish_shipped(bundle, (store, labels), (unseen, truth, guess), dest or default_bundle())

@@ -68,6 +68,7 @@ distclean: clean ## Remove the environment too
 
 # The marker is written last and taken away first, and names the checkout (an environment holds absolute paths). With a marker that
 # fits, a change of metadata is installed into what is there; without one, an installation was killed or moved: start afresh.
+# pip keeps every wheel of a call on the disk until the last one is installed: fastai, which brings PyTorch, comes first and alone.
 ifneq ($(shell cat $(READY) 2>/dev/null),$(CURDIR))
 STALE := FORCE
 endif
@@ -83,8 +84,8 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt $(STALE)
 	    echo "rsna_ich needs Python 3.11 or newer with its venv module; tried: $(or $(PYTHON),$(PYTHONS))." >&2; \
 	    echo "Name one with: make $(or $(MAKECMDGOALS),env) PYTHON=/path/to/python3" >&2; exit 1; \
 	  fi; \
-	  echo "Building $(VENV) with $$("$$python" --version): some minutes and 6 GB the first time"; \
+	  echo "Building $(VENV) with $$("$$python" --version): some minutes and 7 GB the first time"; \
 	  "$$python" -m venv --clear $(VENV); \
 	fi; \
-	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'; \
+	for what in fastai '-e .[dev]'; do $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $$what; done; \
 	printf '%s\n' "$(CURDIR)" > $@

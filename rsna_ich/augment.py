@@ -9,7 +9,7 @@ __all__ = ['AUGMENTS', 'Warp', 'Flip', 'Rotate', 'ShiftScaleRotate', 'Pose', 'Ra
            'GridDistortion', 'OpticalDistortion', 'Warps', 'RimGlow', 'TightBrain', 'HUJitter', 'BrightnessContrast',
            'Blur', 'Erasing', 'Reverse', 'OwnHead', 'default_augment', 'get_augments']
 
-# %% ../nbs/08b_augment.ipynb #251d469c
+# %% ../nbs/08b_augment.ipynb #92df799f
 import math
 
 import torch
@@ -18,7 +18,7 @@ from fastai.vision.all import RandTransform, Transform
 
 from .batch import TensorHU, _like, _plain
 from .core import InputError
-from .effects import PictureEffects, _blurred, _draw, _pick
+from .effects import PictureEffects, _blurred, _draw, _to_some
 
 # %% ../nbs/08b_augment.ipynb #0106d8d6
 def _uniform(like, low, high): return torch.empty(len(like), device=like.device).uniform_(low, high)
@@ -197,19 +197,12 @@ class Warps(Warp):
         for o in reversed(self.warps): points = o.some(points)
         return points
 
-# %% ../nbs/08b_augment.ipynb #cc6b2d46
+# %% ../nbs/08b_augment.ipynb #7e974003
 def _near_bone(hu, reach):
     "Bone blurred at a quarter of the resolution, by a sigma between the two of `reach` (shares of the side): 1 in it, a half at its edge, 0 far away"
     small = F.avg_pool2d((hu > 250).float(), 4, ceil_mode=True)
     small = _blurred(small, *(o*small.shape[-1] for o in reach), reach=9)
     return F.interpolate(small, size=hu.shape[-2:], mode='bilinear', align_corners=False)
-
-def _to_some(x, p, change):
-    "A batch with `change` made to a share of its slices"
-    hu = _plain(x).clone()
-    some = _pick(hu, p)
-    if len(some): hu[some] = change(hu[some])
-    return TensorHU(hu)
 
 class RimGlow(RandTransform):
     "What is not bone shines beside it, in some slices"
@@ -223,13 +216,13 @@ class RimGlow(RandTransform):
         self.most,self.reach,self.share = most,reach,p
 
     def encodes(self, x:TensorHU):
-        return _to_some(x, self.share, self.shine)
+        return TensorHU(_to_some(_plain(x).clone(), self.share, self.shine))
 
     def shine(self, hu):
         "Plain HU, all of them brightened"
         return hu + _near_bone(hu, self.reach)*_draw(hu, 0, self.most)*((hu > -300) & (hu < 250))
 
-# %% ../nbs/08b_augment.ipynb #65b1e33e
+# %% ../nbs/08b_augment.ipynb #51d6bc1f
 class TightBrain(RandTransform):
     "No dark fluid between brain and bone, in some slices"
     order,split_idx = 2.7,0 # before the rim is brightened
@@ -242,7 +235,7 @@ class TightBrain(RandTransform):
         self.grey,self.reach,self.share = grey,reach,p
 
     def encodes(self, x:TensorHU):
-        return _to_some(x, self.share, self.fill)
+        return TensorHU(_to_some(_plain(x).clone(), self.share, self.fill))
 
     def fill(self, hu):
         "Plain HU, all of them filled"

@@ -16,8 +16,14 @@ from fastai.vision.all import RandTransform
 
 from .batch import TensorHU, _like, _plain
 
-# %% ../nbs/08c_effects.ipynb #5bb059f0
+# %% ../nbs/08c_effects.ipynb #83cc8c55
 def _pick(x, p): return torch.nonzero(torch.rand(len(x), device=x.device) < p)[:, 0]
+def _to_some(x, p, change):
+    "Make `change` to a random share `p` of a batch's slices, in place; only these are computed"
+    some = _pick(x, p)
+    if len(some): x[some] = change(x[some])
+    return x
+
 def _draw(x, low, high): return torch.empty((len(x), 1, 1, 1), device=x.device).uniform_(low, high)
 
 def _gamma(x): return x.clamp(min=1e-4)**_draw(x, -.5, .5).exp()
@@ -65,7 +71,7 @@ def _jpeg(x):
     out = back.permute(0, 1, 2, 4, 3, 5).reshape(padded.shape)
     return out[..., :h, :w].clamp(0, 1)
 
-# %% ../nbs/08c_effects.ipynb #4d396fa8
+# %% ../nbs/08c_effects.ipynb #f2bb06ef
 class PictureEffects(RandTransform):
     "What printing, photographing and compressing do to pictures, each to some slices of a batch"
     order,split_idx = 5,0
@@ -77,7 +83,5 @@ class PictureEffects(RandTransform):
 
     def encodes(self, x:TensorHU):
         out = _plain(x).clone()
-        for effect,p in self.effects.items():
-            some = _pick(out, p*self.strength)
-            if len(some): out[some] = effect(out[some])
+        for effect,p in self.effects.items(): _to_some(out, p*self.strength, effect)
         return _like(out, x)

@@ -18,7 +18,7 @@ from .bundle import POOLS
 from .core import InputError
 from .windowing import WINDOWINGS
 
-# %% ../nbs/11_recipes.ipynb #103a5349
+# %% ../nbs/11_recipes.ipynb #6f7bbba0
 @dataclass(frozen=True)
 class Stage:
     "One size of progressive resizing"
@@ -28,9 +28,6 @@ class Stage:
     lr:float=1e-3 # Maximum learning rate of the head
     body_lr:float=.33 # Share of it that the pretrained body gets
     freeze:int=0 # Epochs before them with the body frozen
-    augment:tuple|None=None # Of this stage, as in `Recipe`; the recipe's unless given
-
-    def __post_init__(self): _change(self, 'augment', _names(self.augment))
 
 def _change(frozen, name, value): object.__setattr__(frozen, name, value)
 def _names(augment): return augment if augment is None else tuple(o if isinstance(o, str) else (o[0], dict(o[1])) for o in augment)

@@ -70,7 +70,7 @@ def held_out_rows(
 
 def _with_labels(store, labels): return store.slices.merge(labels[SUBTYPES], left_on='image_id', right_index=True, how='left')
 
-# %% ../nbs/12_training.ipynb #e15556ae
+# %% ../nbs/12_training.ipynb #e061521d
 def recipe_dls(
     store, # A `Store`
     labels, # By image_id
@@ -82,8 +82,7 @@ def recipe_dls(
 ):
     "DataLoaders of one stage of a recipe"
     stage = recipe.stages[k]
-    augment = recipe.augment if stage.augment is None else stage.augment
-    if augment is None and not recipe.effects: augment = 'pose'
+    augment = 'pose' if recipe.augment is None and not recipe.effects else recipe.augment
     return slice_dls(store, labels, held, stage.size, my_share(stage.bs), recipe.windowing, recipe.neighbours, augment, recipe.sample,
                      device=own_device(device), maps=maps if recipe.where else None)
 

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/where.html.md"""
 __all__ = ['SURE', 'TRACE', 'TensorWhere', 'where_maps', 'JoinWhere', 'SplitWhere', 'where_truth', 'where_loss', 'WhereHead',
            'AskWhere']
 
-# %% ../nbs/08f_where.ipynb #70748453
+# %% ../nbs/08f_where.ipynb #fd06565e
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from .core import InputError # before fastai, whose warning it silences
 from fastai.callback.core import Callback
 from fastai.data.all import ItemTransform, TensorBase
+from fastai.torch_core import get_model
 from torch import nn
 
 from .batch import TensorHU, _plain
@@ -95,7 +96,7 @@ class WhereHead(nn.Module):
     ): # Logits, (n, n_out, h, w)
         return self.fine(fine) + F.interpolate(self.coarse(coarse), size=fine.shape[-2:], mode='bilinear', align_corners=False)
 
-# %% ../nbs/08f_where.ipynb #f3973535
+# %% ../nbs/08f_where.ipynb #65627816
 class AskWhere(Callback):
     "While training, hold a model's maps of blood against the truth, where a batch brings it along, and add their loss"
     order = 1 # before GradientAccumulation, which divides the loss
@@ -105,8 +106,7 @@ class AskWhere(Callback):
 
     def before_fit(self):
         "Listen to the maps"
-        model = getattr(self.learn.model, 'module', self.learn.model) # it may be wrapped for several processes
-        self.hook = model.where.register_forward_hook(lambda module,args,out: setattr(self, 'answer', out))
+        self.hook = get_model(self.learn.model).where.register_forward_hook(lambda module,args,out: setattr(self, 'answer', out))
     def before_batch(self):
         "Keep the maps from the loss function"
         self.maps = self.yb[1] if self.training and len(self.yb) > 1 else None

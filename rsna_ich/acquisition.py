@@ -18,7 +18,7 @@ from scipy import ndimage as ndi
 
 from .anatomy import COLS, PIXEL, ROWS, _vec
 
-# %% ../nbs/04c_acquisition.ipynb #3d277217
+# %% ../nbs/04c_acquisition.ipynb #79805676
 @dataclass
 class Protocol:
     "How one series is acquired; lengths in mm, angles in degrees, `noise` in HU"
@@ -53,7 +53,7 @@ def draw_protocol(
         tilt=0. if chance(.08) else float(np.clip(rng.normal(16.7, 7.5), -18, 30)),
         pixel=float(np.clip(rng.normal(.488, .012), .42, .56)),
         noise=float(np.exp(u(np.log(1.8), np.log(7)))), grain=u(.6, 1.4), sharpen=u(.3, 1.2) if chance(.25) else 0.,
-        rim=u(0, 8), rim_depth=u(3, 14), halo=u(.01, .19), halo_reach=u(1.4, 2.4),
+        rim=u(0, 20), rim_depth=u(5, 22), halo=u(.01, .19), halo_reach=u(1.4, 2.4),
         glow=u(0, .07), glow_reach=u(3.5, 7), lift=u(0, .05), lift_reach=u(12, 26),
         motion=u(1, 4) if chance(.08) else 0., streaks=u(2, 12) if chance(.12) else 0.,
         headrest=chance(.75), circle=chance(.4))

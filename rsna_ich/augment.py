@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/augment.html.md"""
 
 # %% auto #0
 __all__ = ['AUGMENTS', 'Warp', 'Flip', 'Rotate', 'ShiftScaleRotate', 'Pose', 'RandomCrop', 'CentreCrop', 'Elastic',
-           'GridDistortion', 'OpticalDistortion', 'Warps', 'RimGlow', 'TightBrain', 'HUJitter', 'BrightnessContrast',
-           'Blur', 'Erasing', 'Reverse', 'OwnHead', 'default_augment', 'get_augments']
+           'GridDistortion', 'OpticalDistortion', 'Warps', 'RimGlow', 'TightBrain', 'ThickSkull', 'HUJitter',
+           'BrightnessContrast', 'Blur', 'Erasing', 'Reverse', 'OwnHead', 'default_augment', 'get_augments']
 
 # %% ../nbs/08b_augment.ipynb #92df799f
 import math
@@ -243,6 +243,30 @@ class TightBrain(RandTransform):
         lack = (_draw(hu, *self.grey) - smooth).clamp(min=0)*((smooth > -15) & (hu < 250))
         return hu + lack*(2.5*_near_bone(hu, self.reach)).clamp(max=1)*_draw(hu, .3, 1)
 
+# %% ../nbs/08b_augment.ipynb #062563fc
+class ThickSkull(RandTransform):
+    "Bone that is thicker in places, often on both sides alike, in some slices"
+    order,split_idx = 2.6,0 # before brain is filled and rims shine
+    def __init__(self,
+        reach=(.01, .045), # Sigma of the blurred bone that says where, as share of the picture's side
+        p:float=.35 # Share of slices
+    ):
+        super().__init__(p=1)
+        self.reach,self.share = reach,p
+
+    def encodes(self, x:TensorHU):
+        return TensorHU(_to_some(_plain(x).clone(), self.share, self.grow))
+
+    def grow(self, hu):
+        "Plain HU, all of them grown"
+        field = torch.rand(len(hu), 1, 4, 4, device=hu.device)
+        alike = torch.rand(len(hu), 1, 1, 1, device=hu.device) < .5
+        field = torch.where(alike, (field + field.flip(-1))/2, field)
+        field = F.interpolate(field, size=hu.shape[-2:], mode='bicubic', align_corners=True).clamp(0, 1)
+        level = .55 - field*_draw(hu, .1, .5)
+        bone = torch.sigmoid((_near_bone(hu, self.reach) - level)/.04)*((hu > -300) & (hu < 250))
+        return hu + (_draw(hu, 300, 900) - hu)*bone
+
 # %% ../nbs/08b_augment.ipynb #4c6f39e3
 class HUJitter(RandTransform):
     "Random shift and stretch of HU about the middle of the brain window: another calibration, another window"
@@ -367,10 +391,10 @@ class OwnHead(RandTransform):
         out[some] = _sample(x[some], points)
         return TensorHU(out)
 
-# %% ../nbs/08b_augment.ipynb #ce842789
+# %% ../nbs/08b_augment.ipynb #53eae05e
 AUGMENTS = dict(flip=Flip, rotate=Rotate, shift_scale_rotate=ShiftScaleRotate, random_crop=RandomCrop, centre_crop=CentreCrop, elastic=Elastic, grid_distortion=GridDistortion,
                 optical_distortion=OpticalDistortion, reverse=Reverse, window_jitter=HUJitter, brightness_contrast=BrightnessContrast, blur=Blur, erasing=Erasing,
-                pose=Pose, picture_effects=PictureEffects, own_head=OwnHead, rim_glow=RimGlow, tight_brain=TightBrain)
+                pose=Pose, picture_effects=PictureEffects, own_head=OwnHead, rim_glow=RimGlow, tight_brain=TightBrain, thick_skull=ThickSkull)
 
 def default_augment() -> list:
     "Pose, HU and picture effects"

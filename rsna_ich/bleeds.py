@@ -69,16 +69,17 @@ class Layer(Bleed):
         self.bleed(head, mask, self.density(head))
         self.remember(head, contrast=CERTAIN_HU*mask*(self.mm >= SHIFT_MM)) # so thick that it is seen by the brain it displaces
 
-# %% ../nbs/04b_bleeds.ipynb #14e40b2b
+# %% ../nbs/04b_bleeds.ipynb #cf3a7e19
 class Epidural(Layer):
     "A lens under the skull"
     subtype = 'epidural'
     def thickness(self, head):
         direction = np.array([self.side*self.uniform(25, 65), self.uniform(-67, 78), self.uniform(-33, 52)])
         centre = np.array(CENTRE) + direction/np.linalg.norm(direction/[68, 88, 68])
-        radius = self.uniform(18, 42)
+        radius = self.uniform(18, 46)
         r = ellipsoid(head.q, centre, radius*np.array([1, 1.15, 1])) + .06*self.noise(head, 20)
-        return min(self.uniform(.25, .6)*radius, 30)*(1 - r.square()).clamp(min=0)*self._bounds(head, centre)
+        lens = (1 - r.square()).clamp(min=0)**self.uniform(.6, 1)
+        return min(self.uniform(.25, .7)*radius, 32)*lens*self._bounds(head, centre)
 
     def _bounds(self, head, centre):
         "1 on the centre's side of the coronal and lambdoid sutures, 0 beyond"
@@ -88,9 +89,12 @@ class Epidural(Layer):
 
     def density(self, head):
         texture = self.texture(head)
-        return self.uniform(58, 80) + texture*self.uniform(1, 8) - (texture > self.uniform(1, 3))*self.uniform(0, 20)
+        hu = self.uniform(58, 80) + texture*self.uniform(1, 8) - (texture > self.uniform(1, 3))*self.uniform(0, 20)
+        if not self.chance(.3): return hu
+        fresh = sigmoid((self.noise(head, 12) + self.uniform(-.5, .8))*3)*sigmoid((self.uniform(3, 10) - head.depth)/1.5)
+        return hu - fresh*self.uniform(8, 25)
 
-# %% ../nbs/04b_bleeds.ipynb #1d853f67
+# %% ../nbs/04b_bleeds.ipynb #26eab0d6
 class Subdural(Layer):
     "A crescent over a hemisphere, and sometimes a band along falx and tentorium"
     subtype = 'subdural'
@@ -102,7 +106,7 @@ class Subdural(Layer):
         kind = rng.random()
         self.convex,self.band = kind < .85,kind > .75
         age = rng.random()
-        self.hu = self.uniform(52, 78) if age < .84 else self.uniform(42, 56) if age < .95 else self.uniform(22, 40)
+        self.hu = self.uniform(52, 78) if age < .8 else self.uniform(42, 56) if age < .91 else self.uniform(22, 40)
         self.layered = self.chance(.2)
 
     def thickness(self, head):
@@ -188,13 +192,22 @@ class Intraparenchymal(Bleed):
         if self.chance(.12): hu = hu - sigmoid(head.q[..., 1] - centre[1] - self.uniform(-.3, .3)*radius)*self.uniform(15, 30)
         return hu
 
-# %% ../nbs/04b_bleeds.ipynb #7e5b3d2f
+# %% ../nbs/04b_bleeds.ipynb #4eeb5168
 class Intraventricular(Bleed):
     "Blood in the ventricles: a level in the horns, a cast, or one side"
     subtype = 'intraventricular'
+    def push(self, head):
+        self.kind = self.rng.random()
+        cast = self.kind < .25 or self.kind >= .6
+        if not (cast and self.chance(.6)): return
+        for side in ((-1, 1) if self.kind < .85 else (self.side,)):
+            away = head.q - _vec((14*side, -18, 18))
+            near = torch.exp(-(away/_vec((20, 45, 24))).square().sum(-1))
+            head.push = head.push - away*_vec((1, .5, 1))*(self.uniform(.15, .55)*near)[..., None]
+
     def fill(self, head):
         x,y,_ = head.xyz
-        kind = self.rng.random()
+        kind = self.kind
         if kind < .25: where = torch.ones_like(x)
         elif kind < .6: where = sigmoid((self.uniform(-62, -20) - y)/.8)
         elif kind < .85: where = sigmoid((self.noise(head, 35) + self.uniform(-.3, 1.2))*4)

@@ -16,7 +16,7 @@ from . import __version__
 from .core import DISCLAIMER, InputError, atomic_path
 from .labels import SUBTYPES
 
-# %% ../nbs/10a_bundle.ipynb #0f31a34c
+# %% ../nbs/10a_bundle.ipynb #335bf051
 BUNDLE_KEYS = { # of config.json, with their types
     'backbone': str, 'channels': int, 'windowing': str, 'neighbours': int, 'size': int, 'store_size': int,
     'subtypes': list, 'temperature': float, 'bias': list, 'threshold': float,
@@ -38,10 +38,10 @@ def check_config(
     if n != len(SUBTYPES): refuse(f'its bias has {n} values instead of {len(SUBTYPES)}')
     pool = config.get('pool', 'avg')
     if pool not in POOLS: refuse(f'its pooling {pool!r} is none of {", ".join(POOLS)}')
-    _check_threshold(config['threshold'], path)
+    for key in {'threshold', 'threshold_hu'} & set(config): _check_threshold(config[key], path)
 
 def _check_threshold(value, path, what='its threshold'):
-    if not 0 < value < 1: raise InputError(path, f'{what} {value} is not between 0 and 1')
+    if not isinstance(value, (int, float)) or not 0 < value < 1: raise InputError(path, f'{what} {value} is not between 0 and 1')
 
 # %% ../nbs/10a_bundle.ipynb #4fd17fc9
 def _read_json(file):

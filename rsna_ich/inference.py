@@ -41,7 +41,7 @@ def reconcile(
     if rule == 'noisy_or': p[:, 0] = 1 - (1 - p[:, 1:]).prod(1)
     return p
 
-# %% ../nbs/14_inference.ipynb #aa02950b
+# %% ../nbs/14_inference.ipynb #6d983eca
 CLIP = 1e-6 # the tables have six decimals, and nothing is certain
 ANY_RULE = 'keep' # where the bundle does not say `any_rule`
 STUDY_RULES = 'learnt','max' # from slices to the study
@@ -83,10 +83,11 @@ class Predictor:
 
     def __repr__(self): return f'Predictor({self.config["name"]}: {", ".join(map(repr, self.members))})'
 
-    def _threshold(self, n):
-        "Of `any`, for a series of `n` slices"
+    def _threshold(self, n, read=False):
+        "Of `any`, for a series of `n` slices; where they were `read` from DICOM, they are in HU for certain"
         if len(self.members) > 1 and 'threshold' in self.config: return self.config['threshold']
-        return sum(w*m.stage(n)['threshold'] for w,m in zip(self.weights, self.members))
+        stages = [m.stage(n) for m in self.members]
+        return sum(w*(read and o.get('threshold_hu') or o['threshold']) for w,o in zip(self.weights, stages))
 
     @property
     def prior(self):
@@ -95,9 +96,9 @@ class Predictor:
 
     @property
     def about(self):
-        short,long = self._threshold(1),self._threshold(1000)
+        short,long,doubt = self._threshold(1, True),self._threshold(1000, True),self._threshold(1)
         series = f', or {long:.3f} in series of {MIN_SLICES} slices and more, which go through the second stage'
-        points = f'{short:.3f}' + (series if long != short else '')
+        points = f'{short:.3f}' + f' ({doubt:.3f} where they may be pictures)'*(doubt != short) + (series if long != short else '')
         model = f'Model {self.config["name"]!r}, trained on {self.config["trained_on"]}.'
         study = 'learnt from all of them' if self.study is not None else 'that of its highest slice'
         return f'{model} Positive: any is at least {points}; a study is positive if one of its slices is, and its probability is {study}. {DISCLAIMER}'
@@ -119,7 +120,7 @@ def model(self:Predictor):
     if '_torch' not in self.__dict__: self._torch = load_bundle(self.members[0].bundle, self.device)[0]
     return self._torch
 
-# %% ../nbs/14_inference.ipynb #c6a96a17
+# %% ../nbs/14_inference.ipynb #e3f94568
 @patch
 def predict_hu(self:Predictor,
     hu, # int16 HU of one series in order, (n, h, w), any size; or one slice, (h, w)
@@ -142,10 +143,11 @@ def predict_hu(self:Predictor,
 
 @patch
 def positive(self:Predictor,
-    probabilities # Of one series, (n, 6)
+    probabilities, # Of one series, (n, 6)
+    read:bool=False # Were its slices read from DICOM? Others may be pictures, of which some bundles are less sure
 ) -> np.ndarray: # 0 or 1, (n,)
     "Which slices are called positive at the bundle's operating point"
-    return (probabilities[:, 0] >= self._threshold(len(probabilities))).astype('int64')
+    return (probabilities[:, 0] >= self._threshold(len(probabilities), read)).astype('int64')
 
 @patch
 def _cropped(self:Predictor, hu, box, size):
@@ -245,7 +247,7 @@ def _side_files(source):
         else: skipped.append(name)
     return odd, skipped
 
-# %% ../nbs/14_inference.ipynb #5be137aa
+# %% ../nbs/14_inference.ipynb #3a0a18fc
 COLUMNS = ['image_id', 'study_id', 'series_id', 'slice_index', *SUBTYPES, 'positive', 'status'] # of slices.csv
 
 def _read_rows(rows):
@@ -268,7 +270,7 @@ def _predict_rows(self:Predictor, rows):
         frames = [(i, k+1 if h.ndim == 3 else 0, f) for i,h in hu.items() if h.shape[-2:] == shape for k,f in enumerate(h if h.ndim == 3 else [h])]
         where = rows.loc[[i for i,*_ in frames]]
         p = self.predict_hu(np.stack([f for *_,f in frames]), *(where[c].to_numpy('float64', na_value=np.nan) for c in ('z_mm', 'thickness_mm')))
-        out += [(int(i), k, q.tolist(), int(pos), 'ok') for (i,k,_),q,pos in zip(frames, p, self.positive(p))]
+        out += [(int(i), k, q.tolist(), int(pos), 'ok') for (i,k,_),q,pos in zip(frames, p, self.positive(p, read=True))]
     return out
 
 # %% ../nbs/14_inference.ipynb #d8cfd594

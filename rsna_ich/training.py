@@ -70,7 +70,7 @@ def held_out_rows(
 
 def _with_labels(store, labels): return store.slices.merge(labels[SUBTYPES], left_on='image_id', right_index=True, how='left')
 
-# %% ../nbs/12_training.ipynb #e061521d
+# %% ../nbs/12_training.ipynb #e15556ae
 def recipe_dls(
     store, # A `Store`
     labels, # By image_id
@@ -82,7 +82,8 @@ def recipe_dls(
 ):
     "DataLoaders of one stage of a recipe"
     stage = recipe.stages[k]
-    augment = 'pose' if recipe.augment is None and not recipe.effects else recipe.augment
+    augment = recipe.augment if stage.augment is None else stage.augment
+    if augment is None and not recipe.effects: augment = 'pose'
     return slice_dls(store, labels, held, stage.size, my_share(stage.bs), recipe.windowing, recipe.neighbours, augment, recipe.sample,
                      device=own_device(device), maps=maps if recipe.where else None)
 
@@ -109,7 +110,7 @@ def recipe_model(
     "The network of a recipe, before training"
     return create_model(recipe.backbone, n_channels(recipe.windowing)*(2*recipe.neighbours+1), recipe.pretrained, recipe.dropout, recipe.pool)
 
-# %% ../nbs/12_training.ipynb #9c91faf8
+# %% ../nbs/12_training.ipynb #c3db6072
 def train_stages(
     store, # A `Store`
     labels, # By image_id
@@ -136,10 +137,21 @@ def train_stages(
             if not rank_distrib(): (dest/f'{name}.checkpoint.safetensors').unlink(missing_ok=True)
             model.load_state_dict(load_file(file))
             curves.append(pd.read_csv(record))
+    if recipe.averaged > 1: model = _average(model, [dest/f'stage_{k}.safetensors' for k in range(len(recipe.stages))][-recipe.averaged:])
     curves = pd.concat(curves, ignore_index=True)
     if not rank_distrib():
         with atomic_path(dest/'curves.csv') as p: curves.to_csv(p, index=False)
     return model,curves
+
+def _average(model, files):
+    "The model with the mean of the weights in `files`"
+    from safetensors.torch import load_file
+    from torch.optim.swa_utils import AveragedModel
+    mean = AveragedModel(model, use_buffers=True)
+    for file in files:
+        model.load_state_dict(load_file(file))
+        mean.update_parameters(model)
+    return mean.module
 
 # %% ../nbs/12_training.ipynb #30a58931
 def _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers, maps):

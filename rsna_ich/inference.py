@@ -41,7 +41,7 @@ def reconcile(
     if rule == 'noisy_or': p[:, 0] = 1 - (1 - p[:, 1:]).prod(1)
     return p
 
-# %% ../nbs/14_inference.ipynb #6d983eca
+# %% ../nbs/14_inference.ipynb #ad1d3eb1
 CLIP = 1e-6 # the tables have six decimals, and nothing is certain
 ANY_RULE = 'keep' # where the bundle does not say `any_rule`
 STUDY_RULES = 'learnt','max' # from slices to the study
@@ -86,8 +86,7 @@ class Predictor:
     def _threshold(self, n, read=False):
         "Of `any`, for a series of `n` slices; where they were `read` from DICOM, they are in HU for certain"
         if len(self.members) > 1 and 'threshold' in self.config: return self.config['threshold']
-        stages = [m.stage(n) for m in self.members]
-        return sum(w*(read and o.get('threshold_hu') or o['threshold']) for w,o in zip(self.weights, stages))
+        return sum(w*o.get('threshold_hu' if read else 'threshold', o['threshold']) for w,o in zip(self.weights, (m.stage(n) for m in self.members)))
 
     @property
     def prior(self):

@@ -75,7 +75,7 @@ def steps(
 
 SCHEDULES = {f.__name__: f for f in (one_cycle, constant, cosine, flat_cosine, steps)}
 
-# %% ../nbs/11_recipes.ipynb #f9dbd22c
+# %% ../nbs/11_recipes.ipynb #85fde7ba
 @dataclass(frozen=True)
 class Recipe:
     "All choices of one training"
@@ -127,10 +127,8 @@ class Recipe:
         if self.class_weights is not None: _change(self, 'class_weights', tuple(map(float, self.class_weights)))
         _check(self)
 
-    @property
-    def size(self): return self.stages[-1].size if self.stages else None
-    @property
-    def epochs(self): return sum(s.epochs + s.freeze for s in self.stages)
+    size = property(lambda self: self.stages[-1].size if self.stages else None)
+    epochs = property(lambda self: sum(s.epochs + s.freeze for s in self.stages))
     @property
     def loss(self):
         kind = 'weighted log loss' if self.class_weights is None else 'log loss with own weights'

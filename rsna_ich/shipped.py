@@ -188,7 +188,7 @@ def doubtful_slices(
     if clear is None: return ((areas > TRACE) & (areas <= ENOUGH)).any(1)
     return (areas.max(1) > TRACE) & (np.asarray(clear).max(1) <= ENOUGH)
 
-# %% ../nbs/15c_shipped.ipynb #e2f9d076
+# %% ../nbs/15c_shipped.ipynb #f9d75639
 def make_shipped(
     work='build/shipped', # Where simulated patients and weights are kept
     dest=None, # The bundle; where the package looks for it, unless given
@@ -199,15 +199,16 @@ def make_shipped(
     max_slices:int=20, # Slices a patient at most
     **kwargs # Of `finish_run`: how the second stage is trained
 ) -> Path: # The bundle
-    "Simulate, train, add the second stage, judge, and write bundle and card"
+    "Simulate, train, add the second stage, judge, and write bundle and card; an `InputError` where `work` holds another recipe's or older patients' run"
     from rsna_ich.inference import default_bundle
     from rsna_ich.onnx_export import export_onnx
     from rsna_ich.recipes import get_recipe
     from rsna_ich.sequence import finish_run
-    from rsna_ich.simulated import simulated_blood, simulated_store
-    from rsna_ich.training import train_store
+    from rsna_ich.simulated import EDITION, simulated_blood, simulated_store
+    from rsna_ich.training import _same_run, train_store
     from rsna_ich.where import where_maps
     work,recipe = Path(work),get_recipe(recipe)
+    _same_run(work/'run', json.loads(json.dumps(dict(recipe=recipe.to_dict(), patients=patients, max_slices=max_slices, edition=EDITION))))
     store,labels,areas = simulated_store(work/'train', patients, TRAIN_SEED, recipe.store_size, .6, max_slices, n_jobs)
     clear,maps = simulated_blood(store) if recipe.where else (None, None)
     doubtful = doubtful_slices(areas, clear)

@@ -165,7 +165,7 @@ def train(
     batch:int|None=None, # Slices a batch, instead of the recipe's
     folds:int|None=None, # Cross-validation in so many folds, instead of the recipe's; 1 for one split
     loggers:str='', # Where curves go as well: csv, tensorboard, wandb, mlflow, with commas between
-    pretrained:str|None=None, # A file of weights, or none for random ones; the recipe's unless given
+    pretrained:str|None=None, # A file of weights, a bundle's folder, shipped for the model of the package, or none for random weights; the recipe's unless given
     jobs:int=2 # Processes that read
 ):
     "Train a recipe on a competition folder"
@@ -191,7 +191,7 @@ def lr(
     stage:int=1, # For which of the recipe's sizes; the first is 1
     size:int|None=None, # Pixels a side of the last stage, instead of the recipe's
     batch:int|None=None, # Slices a batch, instead of the recipe's
-    pretrained:str|None=None, # A file of weights, or none for random ones; the recipe's unless given
+    pretrained:str|None=None, # A file of weights, a bundle's folder, shipped for the model of the package, or none for random weights; the recipe's unless given
     batches:int=60, # To try rates on
     jobs:int=2 # Processes that read
 ):

@@ -77,11 +77,14 @@ def slice_dls(
     num_workers:int=0, # Processes that read; a GPU wants two, a CPU none
     device=None, # The default device of fastai
     ends:float=0., # Taken from labels at the first and last positive slice of a run, as in `smooth_ends`
-    maps=None # Of where the blood is, as in `where_maps`, one a row of the store: training batches bring theirs along
+    maps=None, # Of where the blood is, as in `where_maps`, one a row of the store: training batches bring theirs along
+    skip=None # bool, one a row of the store: slices that neither side shows
 ) -> DataLoaders: # Validation slices in the store's order, unchanged
     "DataLoaders of a store's slices, everything but reading done on the device"
     valid = np.asarray(valid, dtype=bool)
-    if valid.all() or not valid.any(): raise InputError(store.path, 'all slices are on one side of the split')
+    train = ~valid if skip is None else ~valid & ~np.asarray(skip, bool)
+    if skip is not None: valid = valid & ~np.asarray(skip, bool)
+    if not train.any() or not valid.any(): raise InputError(store.path, 'all slices are on one side of the split')
     if sample not in SAMPLERS: raise InputError(sample, f'no such way to sample; there are {", ".join(SAMPLERS)}')
     tfms = [SizeTo(size), *get_augments(augment), Windowed(windowing)]
     if maps is not None: tfms += [JoinWhere(), SplitWhere()]
@@ -90,7 +93,7 @@ def slice_dls(
         dataset.split_idx = split_idx
         return cls(dataset, bs=bs, num_workers=num_workers, after_batch=tfms, device=device, **kwargs)
     soft = smooth_ends(labels, store.slices, ends) if ends else labels
-    train = make(SAMPLERS[sample], ~valid, soft, 0, maps, shuffle=True, drop_last=sample != 'series')
+    train = make(SAMPLERS[sample], train, soft, 0, maps, shuffle=True, drop_last=sample != 'series')
     return DataLoaders(train, make(TfmdDL, valid, labels, 1), device=train.device)
 
 # %% ../nbs/08_dataloaders.ipynb #e3934cfd

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from . import __version__
-from .bundle import POOLS, check_config, read_config
+from .bundle import POOLS, check_config, default_bundle, find_bundle, read_config
 from .core import DISCLAIMER, InputError, atomic_path
 from .labels import SUBTYPES
 from .where import WhereHead
@@ -99,13 +99,15 @@ class SliceModel(nn.Module):
 def create_model(
     backbone:str='tf_efficientnet_lite0', # timm name
     channels:int=1, # Input channels
-    pretrained='auto', # 'pip', 'timm' (a download), 'auto': whichever can be had; False; or a .safetensors file
+    pretrained='auto', # 'pip', 'timm' (a download), 'auto': whichever can be had; False; a .safetensors file; 'shipped' or the folder of a bundle or a run
     dropout:float=.2, # Before the last layer
     pool:str='avg' # As in `SliceModel`
 ) -> SliceModel:
     "A `SliceModel` with pretrained features"
     model = SliceModel(backbone, channels, dropout, pool=pool)
     if pretrained is False or pretrained is None: return model
+    if pretrained == 'shipped': pretrained = default_bundle()
+    if pretrained not in ('auto', 'pip', 'timm') and Path(pretrained).is_dir(): return _go_on(model, find_bundle(pretrained))
     state = pip_weights(backbone) if pretrained in ('auto', 'pip') else None
     if state is None and pretrained == 'pip':
         there = ', '.join(PIP_WEIGHTS)
@@ -127,6 +129,14 @@ def _timm_weights(backbone):
         why = f'its pretrained weights could not be had ({type(e).__name__}: {str(e)[:120]})'
         raise InputError(backbone, f'{why}; use pretrained=False or a file') from None
 
+def _go_on(model, bundle):
+    "Take over what a bundle has learnt: features, and the answer where the model pools as the bundle does"
+    theirs,_ = load_bundle(bundle)
+    if theirs.backbone != model.backbone: raise InputError(bundle, f'a {theirs.backbone}, not a {model.backbone}: only the same backbone can go on from it')
+    _load_features(model, theirs.body.state_dict())
+    if theirs.pool == model.pool: model.load_state_dict({k: v for k,v in theirs.state_dict().items() if not k.startswith('body.')}, strict=False)
+    return model
+
 def _load_features(model, state):
     "Copy a timm state dict into the body, its first convolution adapted to the model's channels"
     from timm.models import adapt_input_conv
@@ -135,7 +145,9 @@ def _load_features(model, state):
     state = {k: v for k,v in state.items() if k in ours}
     if missing := sorted(set(ours) - set(state)):
         raise InputError(model.backbone, f'the weights lack {len(missing)} tensors, the first is {missing[0]}')
-    if state[first].shape[1] != model.channels: state[first] = adapt_input_conv(model.channels, state[first])
+    n,weight = model.channels,state[first]
+    if weight.shape[1] == 3 != n: state[first] = adapt_input_conv(n, weight)
+    elif weight.shape[1] != n: state[first] = weight.sum(1, keepdim=True).expand(-1, n, -1, -1)/n # n times the same picture gives the same
     model.body.load_state_dict(state)
 
 # %% ../nbs/10_models.ipynb #58274173

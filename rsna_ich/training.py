@@ -78,14 +78,15 @@ def recipe_dls(
     recipe, # A `Recipe`
     k:int=0, # Which of its stages
     device=None, # Of training; fastai's default
-    maps=None # Of where the blood is, as in `where_maps`, one a row of the store
+    maps=None, # Of where the blood is, as in `where_maps`, one a row of the store
+    skip=None # bool, one a row of the store: slices that neither side shows
 ):
     "DataLoaders of one stage of a recipe"
     stage = recipe.stages[k]
     augment = recipe.augment if stage.augment is None else stage.augment
     if augment is None and not recipe.effects: augment = 'pose'
     return slice_dls(store, labels, held, stage.size, my_share(stage.bs), recipe.windowing, recipe.neighbours, augment, recipe.sample,
-                     device=own_device(device), maps=maps if recipe.where else None)
+                     device=own_device(device), maps=maps if recipe.where else None, skip=skip)
 
 def check_batches(
     store, # A `Store`
@@ -119,11 +120,12 @@ def train_stages(
     dest, # Where weights of finished stages, the checkpoint and `curves.csv` go
     device=None, # Of training; fastai's default
     loggers=(), # Names of `fitting.LOGGERS`
-    maps=None # Of where the blood is, as in `where_maps`, one a row of the store, for recipes that ask
+    maps=None, # Of where the blood is, as in `where_maps`, one a row of the store, for recipes that ask
+    skip=None # bool, one a row of the store: slices neither to train on nor to validate with
 ) -> tuple: # `SliceModel`, DataFrame of curves: stage size epoch train_loss valid_loss competition_metric any_auc
     "Progressive resizing: one cycle a stage, each from the last one's weights"
     from safetensors.torch import load_file
-    check_batches(store, labels, held, recipe)
+    check_batches(store, labels, held if skip is None else held | np.asarray(skip, bool), recipe)
     dest,curves = Path(dest),[]
     if not rank_distrib():
         for o in dest.glob('.stage_*.tmp'): shutil.rmtree(o, ignore_errors=True) # half files of a killed run
@@ -133,7 +135,7 @@ def train_stages(
         for frozen in [True]*bool(stage.freeze) + [False]:
             name = f'stage_{k}_frozen' if frozen else f'stage_{k}'
             file,record = dest/f'{name}.safetensors',dest/f'{name}.csv'
-            if not (file.exists() and record.exists()): _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers, maps)
+            if not (file.exists() and record.exists()): _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers, maps, skip)
             if not rank_distrib(): (dest/f'{name}.checkpoint.safetensors').unlink(missing_ok=True)
             model.load_state_dict(load_file(file))
             curves.append(pd.read_csv(record))
@@ -154,12 +156,12 @@ def _average(model, files):
     return mean.module
 
 # %% ../nbs/12_training.ipynb #30a58931
-def _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers, maps):
+def _fit(model, store, labels, held, recipe, k, frozen, dest, device, loggers, maps, skip):
     "Fit one leg of a stage in place and write its weights and curves"
     from safetensors.torch import save_file
     stage,name = recipe.stages[k],f'stage_{k}_frozen' if frozen else f'stage_{k}'
     set_seed(recipe.seed + k + 500*frozen + 1000*rank_distrib(), reproducible=True)
-    dls = recipe_dls(store, labels, held, recipe, k, device, maps)
+    dls = recipe_dls(store, labels, held, recipe, k, device, maps, skip)
     about = f'{json.dumps(recipe.to_dict())}, {len(store)} slices, {int(held.sum())} held out'
     keep = Checkpoint(dest/f'{name}.checkpoint.safetensors', about, recipe.patience)
     learn = slice_learner(dls, model.to(dls.device), recipe, logger_callbacks(loggers, dest, name))
@@ -261,13 +263,13 @@ def train_store(
     device=None, # Of training
     held=None, # bool, one a row of the store; `held_out_rows` unless given
     loggers=(), # Names of `fitting.LOGGERS`
-    skip=None, # bool, one a row of the store: slices neither to train on nor held out
+    skip=None, # bool, one a row of the store: slices neither to train on nor to validate with; those held out are predicted all the same
     maps=None # Of where the blood is, as in `where_maps`, one a row of the store, for recipes that ask
 ) -> Path: # The bundle
     "Hold out patients, train the stages, calibrate, and write the bundle"
     dest = Path(dest)
     held = held_out_rows(store, labels, recipe) if held is None else np.asarray(held, bool)
-    model,_ = train_stages(store, labels, held if skip is None else held | np.asarray(skip, bool), recipe, dest, device, loggers, maps)
+    model,_ = train_stages(store, labels, held, recipe, dest, device, loggers, maps, skip)
     if not rank_distrib():
         model = model.to(own_device(device) or default_device())
         _finish(model, store, labels, recipe, held, dest, dict(name=name or recipe.name, trained_on=trained_on))
@@ -337,7 +339,7 @@ def train(
     bs:int|None=None, # Slices a batch, instead of the recipe's
     folds:int|None=None, # Cross-validation in so many folds, instead of the recipe's; 1: one split
     loggers=(), # Names of `fitting.LOGGERS`: csv, tensorboard, wandb, mlflow
-    pretrained=None, # As in `create_model`, instead of the recipe's; 'none' for random weights
+    pretrained=None, # As in `create_model`, instead of the recipe's; 'none' for random weights, 'shipped' to go on from the package's model
     finish=None # Called with each model's bundle and run folder, e.g. to add a second stage
 ) -> Path: # The bundle
     "Competition folder to model bundle; finished parts of a run in `dest` are used, others done"

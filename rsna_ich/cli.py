@@ -399,7 +399,7 @@ def demo(
     out:Path=Path('demo'), # Folder for everything
     patients:int=90, # Simulated patients
     seed:int=2019, # Of the simulation
-    recipe:str='ours-cpu', # Which recipe
+    recipe:str='ours-tuned', # Which recipe; this one goes on from the shipped model, ours-cpu from ImageNet
     jobs:int=2 # Processes
 ):
     "The whole way on simulated patients: competition, check, store, training, submission, report"

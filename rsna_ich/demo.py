@@ -50,8 +50,8 @@ def _lost(*folders):
     tables = [pd.read_csv(o/'left_out.csv').rename(columns={'path': 'image_id'}) for o in folders]
     return pd.concat([o.astype(object) for o in tables], ignore_index=True)
 
-_TOY = ('The model judged here was trained in minutes, to show the whole way, and is a toy. The one that the package ships, trained on other '
-        'simulated patients, gets a weighted log loss of {:.3f} and an AUC of any of {:.3f} on the same slices; more of it is in its model card.')
+_TOY = ('The model judged here was trained in minutes, with the recipe {}, to show the whole way. The one that the package ships, which has seen '
+        'none of these patients, gets a weighted log loss of {:.3f} and an AUC of any of {:.3f} on the same slices; more of it is in its model card.')
 
 # %% ../nbs/15b_demo.ipynb #d4bad22a
 def judge_test(
@@ -68,7 +68,7 @@ def judge_test(
     found,other = (evaluate(o/'slices.csv', _truth(table), groups=table.patient_id, prior=run/'bundle') for o in (predictions, shipped))
     n = table.groupby('split').patient_id.nunique()
     name = read_config(run/'bundle')['name']
-    toy = _TOY.format(*other.measures['slice'].value[['score', 'AUC any']])
+    toy = _TOY.format(name, *other.measures['slice'].value[['score', 'AUC any']])
     notes = [f'Simulated patients: {n["train"]} to train on, {n["test"]} others to judge by. Model {name!r}.', toy]
     def image(image_id): return read_hu(competition/'stage_2_test'/f'{image_id}.dcm')
     write_report(report, found, title='rsna_ich: a simulated competition', curves=pd.read_csv(run/'curves.csv'),
@@ -80,7 +80,7 @@ def run_demo(
     dest='demo', # Where everything goes
     patients:int=90, # Simulated patients, a quarter of them to judge by
     seed:int=2019, # Of the simulation; the shipped model was trained on another
-    recipe='ours-cpu', # A name of RECIPES, or a `Recipe`
+    recipe='ours-tuned', # A name of RECIPES, or a `Recipe`
     slices:int=16, # A patient at most; more patients teach more than more slices
     size:int=512, # Rows and columns of a slice
     n_jobs:int=2, # Processes

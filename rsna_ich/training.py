@@ -28,7 +28,7 @@ from .folds import check_folds, holdout, make_folds
 from .labels import SUBTYPES, read_labels
 from .metadata import find_competition, read_slices
 from .metrics import auc, choose_threshold, constant_prior, fit_temperature, sensitivity_specificity, sigmoid, weighted_log_loss
-from .models import create_model, save_bundle
+from .models import create_model, find_weights, save_bundle
 from .recipes import Recipe, get_recipe, recipe_members, scale_recipe
 from .store import build_store
 from .windowing import n_channels
@@ -367,6 +367,7 @@ def _is_single(recipe): return not recipe.members and recipe.folds == 1
 # %% ../nbs/12_training.ipynb #cae8b28a
 def _train_parts(competition, recipe, parts, dest, fraction, n_jobs, device, loggers, finish):
     "Train every model of a recipe; pack them where they are several"
+    for part,_ in parts: find_weights(part.backbone, part.pretrained)
     bundles,weights = [],[]
     for part,weight in parts:
         store,labels,_ = first_alone(training_data, competition, dest, part.store_size, n_jobs, part.crop)

@@ -87,7 +87,9 @@ def run_demo(
     say=print # Called with a line after each step
 ) -> dict: # Paths `submission`, `report`, `bundle`, and the `evaluation`
     "Simulate, check, store, train, predict, judge; what is done already is used"
-    dest = Path(dest)
+    from rsna_ich.recipes import get_recipe
+    dest,recipe = Path(dest),get_recipe(recipe)
+    if patients < 4: raise InputError(dest, f'{patients} patients: four at least, three to learn from and one to judge by')
     say(f'1/5 simulated competition: {patients} patients')
     competition = write_competition(dest/'competition', patients, seed, size=size, max_slices=slices, n_jobs=n_jobs)
     say('2/5 data-quality report')
@@ -95,7 +97,7 @@ def run_demo(
     quality.save(dest/'quality.md')
     shared = f'{len(quality.shared_patients)} patients in both train and test'
     say(f'    {len(quality.slices):,} slices, {len(quality.left_out)} unreadable, {shared}: {dest/"quality.md"}')
-    say(f'3/5 store and training, recipe {getattr(recipe, "name", recipe)!r}')
+    say(f'3/5 store and training, recipe {recipe.name!r}')
     from rsna_ich.onnx_export import export_onnx, has_onnx
     from rsna_ich.training import train
     bundle = train(competition, recipe, dest/'run', n_jobs=n_jobs)

@@ -271,8 +271,8 @@ def _figures(name, rows, n_boot, seed):
                 specificity=m.value['specificity'])
 
 # %% ../nbs/14b_judging.ipynb #bd8e4800
-KINDS = {'missed': 'Blood that the model saw least', 'alarm': 'Strongest alarms without blood',
-         'kind': 'Blood found, the kind least understood', 'found': 'Blood that it saw best'}
+KINDS = {'missed': 'Blood with the lowest probabilities', 'alarm': 'No blood, with the highest probabilities',
+         'kind': 'Blood found, the kind least understood', 'found': 'Blood with the highest probabilities'}
 
 def pick_slices(
     evaluation, # An `Evaluation` with slices

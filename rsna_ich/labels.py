@@ -231,12 +231,12 @@ def write_submission(
     "Write `ID,Label`, six rows an image; what is no probability or lacks an image is an `InputError`"
     preds = _checked(preds, path)
     if sample is None: return _write_csv(to_long(preds), path)
-    if not isinstance(sample, pd.DataFrame): sample = read_sample(sample)
+    source,sample = ('sample submission', sample) if isinstance(sample, pd.DataFrame) else (sample, read_sample(sample))
     rows = preds.index.get_indexer(sample.image_id)
     values = np.vstack([preds.to_numpy(), np.broadcast_to(np.nan if missing is None else missing, (1, len(SUBTYPES)))])
     if missing is None and (rows < 0).any():
         lost = sample.image_id[rows < 0].unique()
-        raise InputError(path, f'{len(lost):,} images of the sample submission have no prediction: {a_few(lost)}')
+        raise InputError(source, f'{len(lost):,} of its images have no prediction: {a_few(lost)}')
     columns = pd.Index(SUBTYPES).get_indexer(sample.subtype)
     return _write_csv(pd.DataFrame({'ID': sample.ID, 'Label': values[rows, columns]}), path)
 

@@ -104,12 +104,19 @@ def find_weights(
     "Raise an `InputError` where there is nothing to begin with, before anything long is done"
     if pretrained in (False, None, 'auto', 'pip', 'timm'): return None
     if pretrained == 'shipped': pretrained = default_bundle()
-    if Path(pretrained).is_file(): return None
+    if Path(pretrained).is_file(): return _check_weights(pretrained)
     if not Path(pretrained).is_dir(): raise InputError(pretrained, 'no such file of weights, nor folder of a bundle')
     bundle = find_bundle(pretrained)
     theirs = read_config(bundle)['backbone']
     if theirs != backbone: raise InputError(bundle, f'a {theirs}, not a {backbone}: only the same backbone can go on from it')
     return bundle
+
+def _check_weights(path):
+    "An `InputError` where a file has no weights in it that could be read without unpickling"
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(path, 'pt'): pass
+    except SafetensorError as e: raise InputError(path, f'weights are read from safetensors files, which this is not: {e}') from None
 
 def create_model(
     backbone:str='tf_efficientnet_lite0', # timm name

@@ -35,6 +35,8 @@ def safetensors_layout(
         for k,o in head.items():
             first,end = o['data_offsets']
             table[k] = _KINDS[o['dtype']],tuple(o['shape']),8 + size + first,end - first
+        lacking = max((at + n for _,_,at,n in table.values()), default=0) - Path(path).stat().st_size
+        if lacking > 0: raise ValueError(f'cut short, {lacking:,} bytes are missing')
     except (OSError, ValueError, KeyError, struct.error) as e: raise InputError(path, f'not a safetensors file: {e}') from None
     return table, hashlib.sha256(text).hexdigest()[:16]
 
@@ -165,8 +167,9 @@ def load_onnx(
 ) -> tuple: # windows (n, channels, size, size) to [logits, embeddings]; features of a series (n, F) to changes (n, 6), or None; the description
     "Both stages of a bundle as functions of float32 arrays; refuses what does not match its own description"
     bundle,config = Path(bundle),read_config(bundle)
+    fingerprint = safetensors_layout(bundle/'model.safetensors')[1] # first, since the plan's weights are in there
     slices = _session(bundle/'model.onnx', threads)
-    _check_session(slices, bundle/'model.onnx', safetensors_layout(bundle/'model.safetensors')[1], [config[k] for k in ('channels', 'size', 'size')], 2)
+    _check_session(slices, bundle/'model.onnx', fingerprint, [config[k] for k in ('channels', 'size', 'size')], 2)
     first = lambda x: slices.run(None, {'windows': x})
     if not (bundle/'sequence.safetensors').is_file(): return first, None, config
     return first, load_sequence_onnx(bundle, config.get('second_stage', {}).get('network'), threads), config

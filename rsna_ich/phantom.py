@@ -246,10 +246,11 @@ def write_competition(
     if dest.exists() and any(dest.iterdir()) and not (begun.exists() and json.loads(begun.read_text()) == config):
         raise InputError(dest, 'not empty, and not the beginning of this simulated competition: choose another folder')
     with atomic_path(begun) as p: p.write_text(json.dumps(config))
-    for split in ('stage_2_train', 'stage_2_test'): (dest/split).mkdir(exist_ok=True)
     rng = np.random.default_rng([seed, 0])
     families = assign_families(n_patients, rng)
     test = set(rng.permutation(n_patients)[:round(test_share*n_patients)].tolist())
+    for split,n in ('stage_2_train', n_patients - len(test)),('stage_2_test', len(test)):
+        if n: (dest/split).mkdir(exist_ok=True) # an empty folder would look like lost slices
     jobs = (delayed(_write_patient)(dest, config, i, f, i in test) for i,f in enumerate(families))
     for _ in progress(Parallel(n_jobs, return_as='generator_unordered')(jobs), total=n_patients, desc='simulate patients', unit='patient'): pass
     _write_tables(dest, seed, size)

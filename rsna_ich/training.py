@@ -248,10 +248,12 @@ On {held[slices]:,} held-out slices, which also chose calibration and operating 
 {held[log_loss]:.4f}, AUC of any {held[auc][any]:.3f}; at {threshold:.3f} sensitivity {held[sensitivity]:.3f}
 and specificity {held[specificity]:.3f}.
 '''
+_ONE_CLASS = 'All of them are of one class, with blood or without: there is no AUC, and the operating point is a mere default. Hold out more patients.\n'
 
 def _card(recipe, config):
     sizes = ' → '.join(str(s.size) for s in recipe.stages)
-    return _CARD.format(**config | dict(recipe=recipe, sizes=sizes, disclaimer=DISCLAIMER, held=config['held_out']))
+    held = config['held_out']
+    return _CARD.format(**config | dict(recipe=recipe, sizes=sizes, disclaimer=DISCLAIMER, held=held)) + _ONE_CLASS*bool(np.isnan(held['auc']['any']))
 
 def train_store(
     store, # A `Store`

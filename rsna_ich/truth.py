@@ -99,21 +99,21 @@ def join_truth(
     "Predictions with their truth; InputError names the images that lack either"
     p = read_wide(predictions)
     t = _read_truth(truth, p)
+    ours,theirs = (str(o) if isinstance(o, (str, Path)) else name for o,name in ((predictions, 'the predictions'), (truth, 'the truth')))
     key = 'image_id' if 'image_id' in t else 'study_id'
-    if key not in p: raise InputError('the predictions', f'the truth goes by {key}, which they lack')
+    if key not in p: raise InputError(ours, f'no {key}, by which the truth goes')
     if key == 'study_id' and 'image_id' in p: p = study_table(p)
     silent = t[SUBTYPES].isna().all() & (pd.Series(SUBTYPES, SUBTYPES) != 'any')
     binary = t[SUBTYPES].isin((0, 1)).all() | silent
-    if not binary.all(): raise InputError('the truth', f'{a_few(binary.index[~binary])} must be 0 or 1 (are the two files swapped?)')
+    if not binary.all(): raise InputError(theirs, f'{a_few(binary.index[~binary])} must be 0 or 1 (are the two files swapped?)')
     unread,wanted = _unread(p),set(t[key])
     unknown = p[key][~unread & ~p[key].isin(wanted)]
     if len(unknown):
-        raise InputError('the truth', f'nothing for {len(unknown):,} of {len(p):,} predictions: {a_few(unknown)}')
+        raise InputError(theirs, f'nothing for {len(unknown):,} of {len(p):,} predictions: {a_few(unknown)}')
     lacking = t[key][~t[key].isin(set(p[key]))]
     if len(lacking) and not subset:
-        raise InputError('the predictions', f'nothing for {len(lacking):,} of {len(t):,} rows of truth: '
-                                            f'{a_few(lacking)} (a subset on purpose? say so)')
-    if unread.all(): raise InputError('the predictions', 'no row has status ok and six probabilities')
+        raise InputError(ours, f'nothing for {len(lacking):,} of {len(t):,} rows of truth: {a_few(lacking)} (a subset on purpose? say so)')
+    if unread.all(): raise InputError(ours, 'no row has status ok and six probabilities')
     t = t.rename(columns=dict(zip(SUBTYPES, TRUTH)))
     return p.merge(t[[key] + TRUTH + [o for o in t if o not in p and o not in TRUTH]], on=key, how='left')
 

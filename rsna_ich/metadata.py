@@ -665,9 +665,9 @@ def _rows(header, rows):
     return '\n'.join(f'| {" | ".join(o)} |' for o in [header, ends, *rows])
 
 def _counts(g):
-    "Files, usable ones, left out, patients, studies, series"
-    ok = int((g.status=='ok').sum())
-    return [len(g), ok, len(g)-ok, *(int(g[o].nunique()) for o in ('patient_id', 'study_id', 'series_id'))]
+    "Files, usable ones, left out; patients, studies and series of the usable ones"
+    ok = g[g.status=='ok']
+    return [len(g), len(ok), len(g)-len(ok), *(int(ok[o].nunique()) for o in ('patient_id', 'study_id', 'series_id'))]
 
 def _markdown(report):
     t,out = report.slices,[f'# Data quality: {Path(report.source).name}', f'*{DISCLAIMER}*', '## Files']

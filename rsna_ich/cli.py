@@ -347,6 +347,8 @@ def submit(
     write_submission(slices[slices.status.eq('ok')].set_index('image_id')[SUBTYPES], out, sample=sample, missing=missing)
     typer.echo(f'submission: {out}')
 
+def _figures(found): return found.table().round(3).to_string(na_rep='')
+
 @command
 def evaluate(
     predictions:Path, # slices.csv, the folder that it is in, or a submission.csv
@@ -360,7 +362,7 @@ def evaluate(
     for path in (predictions, truth):
         if not path.exists(): raise InputError(path, 'no such file')
     found = judge(predictions, truth, subset=subset, prior=prior)
-    typer.echo(found.table().to_string())
+    typer.echo(_figures(found))
     for sentence in in_words(found) + cautions(found): typer.echo(sentence)
     typer.echo(f'report: {write_report(out/"report.html", found, title=f"Evaluation of {predictions.name}")}')
     return _left_out(found.left_out[['image_id', 'reason']].itertuples(index=False))
@@ -405,7 +407,9 @@ def demo(
     "The whole way on simulated patients: competition, check, store, training, submission, report"
     from rsna_ich.demo import run_demo
     done = run_demo(out, patients, seed, recipe, n_jobs=jobs, say=lambda s: typer.echo(s))
-    typer.echo('\n' + done['evaluation'].table().to_string())
+    from rsna_ich.evaluation import in_words
+    typer.echo('\n' + _figures(done['evaluation']))
+    for sentence in in_words(done['evaluation']): typer.echo(sentence)
     for name in ('bundle', 'submission', 'report'): typer.echo(f'{name + ":":12}{done[name].resolve()}')
     typer.echo(DISCLAIMER)
 

@@ -201,7 +201,9 @@ def lr(
     chosen = scale_recipe(get_recipe(recipe, **weights), size=size, bs=batch)
     if chosen.members: raise InputError(recipe, f'an ensemble: ask for one of {", ".join(o for o,_ in chosen.members)}')
     if stage > len(chosen.stages): raise InputError(recipe, f'has {_n(len(chosen.stages), "stage")}')
+    from rsna_ich.models import find_weights
     from rsna_ich.training import find_lr, training_data
+    find_weights(chosen.backbone, chosen.pretrained) # said before the slices are read
     slices,labels,left = training_data(competition, out, chosen.store_size, jobs, chosen.crop)
     suggestions,curve = find_lr(slices, labels, chosen, stage-1, batches=batches)
     _draw_lr(suggestions, curve, chosen.stages[stage-1].lr, out/'lr.png')

@@ -82,8 +82,8 @@ def slice_dls(
 ) -> DataLoaders: # Validation slices in the store's order, unchanged
     "DataLoaders of a store's slices, everything but reading done on the device"
     valid = np.asarray(valid, dtype=bool)
-    train = ~valid if skip is None else ~valid & ~np.asarray(skip, bool)
-    if skip is not None: valid = valid & ~np.asarray(skip, bool)
+    shown = np.ones(len(store), bool) if skip is None else ~np.asarray(skip, bool)
+    train,valid = ~valid & shown,valid & shown
     if not train.any() or not valid.any(): raise InputError(store.path, 'all slices are on one side of the split')
     if sample not in SAMPLERS: raise InputError(sample, f'no such way to sample; there are {", ".join(SAMPLERS)}')
     tfms = [SizeTo(size), *get_augments(augment), Windowed(windowing)]

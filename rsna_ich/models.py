@@ -126,7 +126,8 @@ def create_model(
     pool:str='avg' # As in `SliceModel`
 ) -> SliceModel:
     "A `SliceModel` with pretrained features"
-    model,bundle = SliceModel(backbone, channels, dropout, pool=pool),find_weights(backbone, pretrained)
+    bundle = find_weights(backbone, pretrained)
+    model = SliceModel(backbone, channels, dropout, pool=pool)
     if pretrained is False or pretrained is None: return model
     if bundle: return _go_on(model, bundle)
     state = pip_weights(backbone) if pretrained in ('auto', 'pip') else None

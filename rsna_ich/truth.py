@@ -91,6 +91,8 @@ def _read_truth(truth, predictions=None):
     known = predictions is not None and {'patient_id', 'study_id'} <= set(predictions.columns)
     return read_cq500(truth, predictions if known else None)
 
+def _called(source, name): return name if isinstance(source, pd.DataFrame) else source # in errors
+
 def join_truth(
     predictions, # Predictions: path or DataFrame, see `read_wide`
     truth, # Truth: path or DataFrame, by image or by study
@@ -99,7 +101,7 @@ def join_truth(
     "Predictions with their truth; InputError names the images that lack either"
     p = read_wide(predictions)
     t = _read_truth(truth, p)
-    ours,theirs = (str(o) if isinstance(o, (str, Path)) else name for o,name in ((predictions, 'the predictions'), (truth, 'the truth')))
+    ours,theirs = _called(predictions, 'the predictions'),_called(truth, 'the truth')
     key = 'image_id' if 'image_id' in t else 'study_id'
     if key not in p: raise InputError(ours, f'no {key}, by which the truth goes')
     if key == 'study_id' and 'image_id' in p: p = study_table(p)

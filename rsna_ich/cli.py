@@ -305,6 +305,7 @@ def predict(
     tta:str='flip', # Views that are averaged: flip, rotate, reverse, with commas between; or none
     average:str='embedding', # Where views are averaged: embedding or probability
     any_rule:str|None=None, # How any agrees with its kinds: keep, max or noisy_or; the model's own choice unless given
+    threshold:float|None=None, # Of any, from which a slice is called positive; the model's own operating points unless given
     backend:str='auto', # onnx, torch, or auto: ONNX Runtime on a processor where the model has its plans
     device:str='cpu', # Or cuda
     overwrite:bool=False # Replace the predictions in the output folder
@@ -315,7 +316,7 @@ def predict(
     if (out/'slices.csv').exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
     from rsna_ich.inference import load_predictor
     views = [] if tta in ('', 'none') else tta.split(',')
-    try: predictor = load_predictor(model, device, backend, tta=views, average=average, any_rule=any_rule)
+    try: predictor = load_predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold)
     except ValueError as e: raise e if isinstance(e, InputError) else InputError('ich predict', str(e)) from None
     found = predictor.predict(folder, jobs, keep=out/'.unfinished')
     found.save(out)

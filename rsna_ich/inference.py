@@ -56,6 +56,7 @@ def _study_rule(members, weights):
     if None in found: return None
     return {k: np.average([o[k] for o in found], axis=0, weights=weights) for k in ('slope', 'bias')}
 
+# %% ../nbs/14_inference.ipynb #3c36ea28
 class Predictor:
     "A loaded bundle or ensemble: `predict` for folders, `predict_stream`, `predict_study` and `predict_hu` for arrays"
     def __init__(self,
@@ -68,11 +69,13 @@ class Predictor:
         any_rule:str|None=None, # One of `ANY_RULES`; the bundle's unless given
         clip:float=CLIP, # Probabilities are kept this far from 0 and 1
         threads:int|None=None, # That share a series on ONNX Runtime; as many as there are cores unless given
-        study:str='learnt' # From slices to the study: 'learnt' with the second stage, where the bundle has one, or 'max'
+        study:str='learnt', # From slices to the study: 'learnt' with the second stage, where the bundle has one, or 'max'
+        threshold:float|None=None # Of any, from which a slice is called positive; the bundle's operating points unless given
     ):
         check_views(tta, average)
         if study not in STUDY_RULES: raise ValueError(f'the rule for studies is one of {", ".join(STUDY_RULES)}, not {study!r}')
-        self.bundle = find_bundle(bundle)
+        if threshold is not None and not 0 < threshold < 1: raise ValueError(f'a threshold lies between 0 and 1, {threshold} does not')
+        self.bundle,self.threshold = find_bundle(bundle),threshold
         found = read_members(self.bundle)
         self.members,self.weights = [Member(o, device, backend, bs, threads) for o,_ in found],[w for _,w in found]
         self.config = self.members[0].config if len(found) == 1 else read_ensemble(self.bundle)
@@ -85,6 +88,7 @@ class Predictor:
 
     def _threshold(self, n, read=False):
         "Of `any`, for a series of `n` slices; where they were `read` from DICOM, they are in HU for certain"
+        if self.threshold is not None: return self.threshold
         if len(self.members) > 1 and 'threshold' in self.config: return self.config['threshold']
         return sum(w*o.get('threshold_hu' if read else 'threshold', o['threshold']) for w,o in zip(self.weights, (m.stage(n) for m in self.members)))
 
@@ -347,7 +351,7 @@ def _run_key(self:Predictor, table):
     "What a run depends on: files, model, options"
     sizes = [(m.bundle/'model.safetensors').stat().st_size for m in self.members]
     models = [f'{w} {m.config} {size}' for w,m,size in zip(self.weights, self.members, sizes)]
-    what = [table.to_csv(index=False), *models, self.tta, self.average, self.any_rule, self.clip]
+    what = [table.to_csv(index=False), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 @patch

@@ -223,7 +223,7 @@ class Head:
         self.normal = sample(self.atlas['normal'], self.skull_q).permute(1, 2, 3, 0)
         self.q = self.q + self._warp(28, .5, 1.8) + self._warp(14, 0, .6)
         self.age = self.uniform(0, 1)
-        self.push = torch.zeros_like(self.q)
+        self.push,self.pressed = torch.zeros_like(self.q),torch.zeros_like(self.depth)
         self.hu = torch.full_like(self.depth, -1000.)
 
     def uniform(self, low, high): return float(self.rng.uniform(low, high))
@@ -262,6 +262,12 @@ def _sulci(head:Head, q):
     sheet = sigmoid((width*(1 - head.depth/reach) - head.noise(length, q).abs()*length*.6)/.35)
     return sheet*(head.depth > 0)*(head.depth < reach)*(x.abs() > 2)*sigmoid((z+25)/6)*(head.around < .1)
 
+def _press(head:Head, tissue):
+    "`tissue` with the fluid pressed out of sulci and fissures (not the ventricles) where a mass is near"
+    where = head.pressed*sigmoid((head.q[..., 2] + 20)/6)*(1 - head.ventricle.clamp(0, 1))*(head.depth > 0)
+    head.sulci = head.sulci*(1-where)
+    return tissue + (1-tissue)*where
+
 def _fill_rim(head:Head, tissue):
     "`tissue`, in six brains of ten filling the skull: hardly any fluid between cortex and bone"
     if not head.chance(.6): return tissue
@@ -280,7 +286,7 @@ def add_brain(
     head.map = tissue
     brain = sigmoid((tissue - head.threshold)/head.softness)*sigmoid((head.depth - .4)/.4)
     head.sulci = _sulci(head, q)
-    head.tissue = _fill_rim(head, brain*(1 - .9*head.sulci))
+    head.tissue = _fill_rim(head, _press(head, brain*(1 - .9*head.sulci)))
     fluid,grey = head.uniform(1, 10),head.uniform(34, 41)
     matter = grey - head.uniform(5, 11)*sigmoid((white - .5)/head.uniform(.12, .25))
     matter = matter - head.uniform(0, 12)*head.age**2*head.around*white
@@ -341,8 +347,9 @@ ARTERIES = [ # start, end and radius in mm
 # %% ../nbs/04a_anatomy.ipynb #51abc907
 def _calcify(head:Head, centre, radii, hu):
     reach = 2*np.asarray(radii) + 2
-    near = box_of(head.q, centre - reach, centre + reach)
-    q,before = head.q[near],head.hu[near]
+    q = head.q + head.push
+    near = box_of(q, centre - reach, centre + reach)
+    q,before = q[near],head.hu[near]
     noise = smooth_noise(head.rng, q[None, None], 3, fine=True).view(-1)
     edge = (1 - ellipsoid(q, centre, radii) - noise*.15)*float(np.mean(radii))/.5
     head.hu[near] = torch.maximum(before, paint(before, sigmoid(edge), hu))

@@ -34,6 +34,10 @@ class Bleed:
     def push(self, head): "Displace the brain of `head` (nothing, unless a bleed has mass)"
     def fill(self, head): raise NotImplementedError
 
+    def press(self, head, near, mm):
+        "Close the sulci `near` (0 to 1) a mass that is `mm` thick"
+        head.pressed = torch.maximum(head.pressed, self.uniform(.3, 1)*min(mm/12, 1)*near)
+
     def uniform(self, low, high): return float(self.rng.uniform(low, high))
     def chance(self, p): return self.rng.random() < p
     def noise(self, head, length): return smooth_noise(self.rng, head.q, length)[0]
@@ -66,6 +70,12 @@ class Layer(Bleed):
         give = (1 - head.depth/self.uniform(45, 75)).clamp(0, 1)*self.uniform(.7, 1)
         head.push = head.push + head.normal*(self.mm*give)[..., None]
 
+    def displace(self, head, near, mm, side):
+        "Close the sulci `near` the thickest place, and shift the midline away from `side`"
+        self.press(head, near, mm)
+        middle = torch.exp(-((head.q - _vec((0, -10, 15)))/_vec((40, 70, 45))).square().sum(-1))
+        head.push = head.push + _vec((side, 0, 0))*(self.uniform(.2, .8)*max(mm-5, 0)*middle)[..., None]
+
     def fill(self, head):
         mask = sigmoid((self.mm - head.depth)/.5)*(head.depth > -.5)*sigmoid((self.mm - 1.2)*4)
         self.bleed(head, mask, self.density(head))
@@ -81,7 +91,9 @@ class Epidural(Layer):
         radius = self.uniform(18, 46)
         r = ellipsoid(head.q, centre, radius*np.array([1, 1.15, 1])) + .06*self.noise(head, 20)
         lens = (1 - r.square()).clamp(min=0)**self.uniform(.6, 1)
-        return min(self.uniform(.25, .7)*radius, 32)*lens*self._bounds(head, centre)
+        most = min(self.uniform(.25, .7)*radius, 32)
+        self.displace(head, torch.exp(-(r/1.8).square()), most, self.side)
+        return most*lens*self._bounds(head, centre)
 
     def _bounds(self, head, centre):
         "1 on the centre's side of the coronal and lambdoid sutures, 0 beyond"
@@ -113,19 +125,29 @@ class Subdural(Layer):
         self.age = str(rng.choice(list(AGES), p=[o.share for o in AGES.values()]))
         self.hu = self.uniform(*AGES[self.age].hu)
         self.layered = self.chance(.2)
+        self.both = self.age == 'old' and self.chance(.15)
 
     def thickness(self, head):
         if not self.convex: return torch.zeros_like(head.depth)
         x,y,z = head.xyz
         most = self.uniform(*AGES[self.age].mm) if self.chance(.85) else self.uniform(2.5, 5)
         along = ((y - self.uniform(-40, 40))/self.uniform(45, 95)).square() + ((z - self.uniform(10, 50))/self.uniform(30, 70)).square()
-        one_side = sigmoid((self.side*x - self.uniform(2, 18))/4)
+        lateral = x.abs() if self.both else self.side*x
+        one_side = sigmoid((lateral - self.uniform(2, 18))/4)
+        self.displace(head, torch.exp(-along/3)*sigmoid(lateral/4), most, 0 if self.both else self.side)
         return most*(1 - along + .15*self.noise(head, 35)).clamp(min=0)**self.uniform(.35, .7)*one_side
 
     def density(self, head):
         uneven = self.texture(head)*self.uniform(1, 9) + self.noise(head, 22)*self.uniform(0, 6)
         hu = self.hu + uneven*AGES[self.age].texture
-        if self.layered: hu = hu + sigmoid((self.uniform(-60, 20) - head.q[..., 1])/3)*self.uniform(8, 25)
+        if self.layered: hu = hu + sigmoid((self.uniform(-60, 20) - head.q[..., 1])/self.uniform(2, 12))*self.uniform(8, 25)
+        return self._membranes(head, hu) if self.age == 'old' else hu
+
+    def _membranes(self, head, hu):
+        "What grows in an old one: a denser skin towards the brain, partitions, and pockets in which it has bled again"
+        if self.chance(.4): hu = hu + sigmoid((1.2 - (self.mm - head.depth).abs())/.4)*self.uniform(3, 15)
+        if self.chance(.25): hu = hu + sigmoid((.12 - self.noise(head, 16).abs())/.04)*self.uniform(5, 20)
+        if self.chance(.25): hu = hu + sigmoid((self.noise(head, 15) - self.uniform(.3, 1.3))*4)*self.uniform(12, 35)
         return hu
 
     def _midline_band(self, head):
@@ -176,6 +198,7 @@ class Intraparenchymal(Bleed):
             away = head.q - _vec(centre)
             give = self.uniform(.25, .6)*radius*torch.exp(-(r-1).clamp(min=0)*radius/self.uniform(15, 35))*r.clamp(0, 1)
             head.push = head.push - away/(away.norm(dim=-1, keepdim=True) + 1e-3)*give[..., None]
+            self.press(head, torch.exp(-(r-1).clamp(min=0)*radius/18), radius*.7)
 
     def _distance(self, head, centre, radius):
         r = ellipsoid(head.q, centre, radius*np.exp(self.rng.normal(0, .22, 3)), rotation_matrix(self.rng.uniform(-90, 90, 3)))
@@ -235,7 +258,7 @@ class Subarachnoid(Bleed):
 
     def fill(self, head):
         fluid = sigmoid((head.threshold + self.uniform(0, .13) - head.map)/head.softness)*(1 - head.ventricle.clamp(0, 1))
-        mask = torch.maximum(fluid, head.sulci)*self._region(head)*self.uniform(.7, 1)*sigmoid((head.depth - .3)/.5)
+        mask = torch.maximum(fluid, head.sulci)*self._region(head)*self.uniform(.7, 1)*sigmoid((head.depth - .3)/.5)*(1 - .7*head.pressed)
         for other in ('subdural', 'epidural'):
             if other in getattr(head, 'blood', {}): mask = mask*(1 - head.blood[other])
         self.bleed(head, mask, self.uniform(50, 78) + self.texture(head)*self.uniform(1, 5))

@@ -74,7 +74,7 @@ class Predictor:
     ):
         check_views(tta, average)
         if study not in STUDY_RULES: raise ValueError(f'the rule for studies is one of {", ".join(STUDY_RULES)}, not {study!r}')
-        if threshold is not None and not 0 < threshold < 1: raise ValueError(f'a threshold lies between 0 and 1, {threshold} does not')
+        if threshold is not None and not 0 < threshold < 1: raise ValueError(f'a threshold is more than 0 and less than 1, not {threshold}')
         self.bundle,self.threshold = find_bundle(bundle),threshold
         found = read_members(self.bundle)
         self.members,self.weights = [Member(o, device, backend, bs, threads) for o,_ in found],[w for _,w in found]
@@ -98,10 +98,14 @@ class Predictor:
         return bundle_prior(self.bundle)
 
     @property
-    def about(self):
-        short,long,doubt = self._threshold(1, True),self._threshold(1000, True),self._threshold(1)
+    def about(self): return self._about()
+
+    def _about(self, read=False):
+        "In words; nothing of pictures where all slices were `read` from DICOM"
+        short,long,doubt = self._threshold(1, True),self._threshold(1000, True),self._threshold(1, read)
         series = f', or {long:.3f} in series of {MIN_SLICES} slices and more, which go through the second stage'
         points = f'{short:.3f}' + f' ({doubt:.3f} where they may be pictures)'*(doubt != short) + (series if long != short else '')
+        if self.threshold is not None: points = f'{short:.3f}, as asked for'
         model = f'Model {self.config["name"]!r}, trained on {self.config["trained_on"]}.'
         study = 'learnt from all of them' if self.study is not None else 'that of its highest slice'
         return f'{model} Positive: any is at least {points}; a study is positive if one of its slices is, and its probability is {study}. {DISCLAIMER}'
@@ -374,7 +378,7 @@ def predict(self:Predictor,
     bad = whole[whole.status.ne('ok')]
     studies = self._studies(whole) if len(bad) < len(whole) else pd.DataFrame(columns=['study_id', 'n_slices', *SUBTYPES, 'positive'])
     left_out = pd.DataFrame([*zip(bad.path, bad.status), *odd], columns=['path', 'reason'])
-    return Predictions(whole[COLUMNS], _count_left_out(studies, bad), left_out, self.about, time.perf_counter() - began, tuple(skipped))
+    return Predictions(whole[COLUMNS], _count_left_out(studies, bad), left_out, self._about(read=True), time.perf_counter() - began, tuple(skipped))
 
 # %% ../nbs/14_inference.ipynb #fc074d28
 def sheet(

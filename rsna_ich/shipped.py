@@ -105,20 +105,26 @@ def answer_pictures(
     table = pd.read_csv(folder/'labels.csv')
     return np.concatenate([predictor.predict_hu(picture_hu(folder/f)) for f in table.file])[:, 0],table['any'].to_numpy()
 
+# %% ../nbs/15c_shipped.ipynb #369de461
 def score_real(
     predictor # A `Predictor`
 ) -> dict: # Empty where there are no real data beside the checkout
     "Figures on the real slices beside the checkout"
     from rsna_ich.core import real_data
+    from rsna_ich.dicom import read_hu
+    from rsna_ich.metadata import read_slices
     out = {}
     if found := answer_pictures(predictor):
         p,y = found
         sens,spec = sensitivity_specificity(y[COUNTED], p[COUNTED], predictor.config['threshold'])
-        out['pictures'] = dict(n=len(y), with_blood=int(y.sum()), auc=round(float(auc(y, p)), 3), counted=len(y[COUNTED]), sensitivity=round(sens, 3), specificity=round(spec, 3))
+        called = [int((p[y == k] >= predictor.config['threshold']).sum()) for k in (1, 0)] # of all, with blood and without
+        out['pictures'] = dict(n=len(y), with_blood=int(y.sum()), auc=round(float(auc(y, p)), 3), counted=len(y[COUNTED]), sensitivity=round(sens, 3), specificity=round(spec, 3), called=called)
     if folder := real_data('ge_head_study'):
         found = predictor.predict(folder)
         highest = round(float(found.slices['any'].max()), 3)
-        out['study without blood'] = dict(n=len(found.slices), positive=int(found.slices.positive.sum()), highest=highest)
+        alone = [predictor.predict_hu(read_hu(o)) for o in read_slices(folder).query('status == "ok"').path]
+        one_by_one = dict(positive=int(sum(predictor.positive(o, read=True).sum() for o in alone)), highest=round(float(max(o[0, 0] for o in alone)), 3))
+        out['study without blood'] = dict(n=len(found.slices), positive=int(found.slices.positive.sum()), highest=highest, one_by_one=one_by_one)
     if folder := real_data('rsna'):
         from rsna_ich.labels import read_labels
         found = predictor.predict(folder).slices.set_index('image_id')
@@ -251,9 +257,9 @@ subtypes for every slice.
 
 ## Measured
 
-- Held-out simulated slices ({held[slices]:,}; they chose calibration and operating point): weighted log loss
+- Held-out simulated slices, each by itself ({held[slices]:,}; they chose calibration and operating point): weighted log loss
   {held[log_loss]:.4f}, AUC of any {held[auc][any]:.3f}.
-- Other simulated patients ({simulated[studies]} studies, {simulated[slices]:,} slices): AUC {areas}; by study
+- Other simulated patients ({simulated[studies]} studies, {simulated[slices]:,} slices), as whole series: AUC {areas}; by study
   {simulated[study_auc]}; at the operating point sensitivity {simulated[sensitivity]} and specificity
   {simulated[specificity]} of slices.
 - Of their {simulated[positive]} labelled slices {guesses} hold no blood that stands out from brain, only films in
@@ -267,17 +273,20 @@ _SECOND = '''- Second stage over a series, cross-validated: log loss {first_stag
 '''
 _REAL = {
     'pictures': '''- {n} real pictures from the web ({with_blood} with haemorrhage), a development set: AUC of any {auc}; on the {counted} that
-  did not choose the operating point of pictures, sensitivity {sensitivity} and specificity {specificity}.
+  did not choose the operating point of pictures, sensitivity {sensitivity} and specificity {specificity}; of all of them
+  {called[0]} with haemorrhage are called and {called[1]} without.
 ''',
-    'study without blood': '''- One real study of {n} slices without obvious blood: {positive} called positive, highest probability {highest}.
+    'study without blood': '''- One real study of {n} slices without obvious blood: {positive} called positive, highest probability {highest};
+  sent one by one {one_by_one[positive]} called, highest {one_by_one[highest]}.
 ''',
     'rsna': '''- {n} real slices of the competition: truth {truth}, any {any}, called {positive}.
 '''}
 _LIMITS = '''
 ## What it cannot do
 
-It has never seen a patient. Simulated heads have no tumours, metal, children or motion worth the name; small,
-old or isodense blood is missed, and calcifications, streaks and thick slices at the vertex may be called blood.
+It has never seen a patient. Simulated heads have no tumours, metal, contrast medium, children or motion worth the
+name; small, old or isodense blood is missed, calcifications, streaks and thick slices at the vertex may be called
+blood, and a slice in which nothing is bright may be called subdural.
 Its probabilities are calibrated to simulated patients, not to any hospital. The subtypes have not been measured
 on real slices at all.
 
@@ -286,6 +295,7 @@ on real slices at all.
 `make bundle`, on two cores in about two hours; patients and weights come from fixed seeds.
 '''
 
+# %% ../nbs/15c_shipped.ipynb #c5ae1d8c
 def model_card(
     config:dict # Of the bundle, with `judged`
 ) -> str: # Markdown
@@ -298,5 +308,7 @@ def model_card(
     clear = simulated['clear']
     card = _ABOUT.format(**config | dict(disclaimer=DISCLAIMER, sizes=sizes, held=config['held_out'], simulated=simulated, areas=areas, rivals=rivals,
                                          clear=clear, guesses=simulated['positive'] - clear['positive']))
+    points = {'single slices from DICOM': config.get('threshold_hu'), 'pictures': config.get('threshold'), 'series': (second or {}).get('threshold')}
+    card += f'- Operating points of any: {", ".join(f"{v:.3f} for {k}" for k,v in points.items() if v is not None)}.\n'
     if second: card += _SECOND.format(**second, used='used' if second['kept'] else 'not used')
     return card + ''.join(text.format(**judged['real'][k]) for k,text in _REAL.items() if k in judged['real']) + _LIMITS

@@ -13,7 +13,7 @@ __all__ = ['ORIGIN', 'SHAPE', 'CENTRE', 'ATLAS_VERSION', 'PIXEL', 'ROWS', 'COLS'
 
 # %% ../nbs/04a_anatomy.ipynb #510cca8b
 import os
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -345,9 +345,9 @@ ARTERIES = [ # start, end and radius in mm
     ((8, -14, -20), (20, -35, -12), 1.)] # posterior cerebral
 
 # %% ../nbs/04a_anatomy.ipynb #51abc907
-def _calcify(head:Head, centre, radii, hu):
+def _calcify(head:Head, q, centre, radii, hu):
+    "A grain of calcium, by the points `q` that the brain of each place comes from"
     reach = 2*np.asarray(radii) + 2
-    q = head.q + head.push
     near = box_of(q, centre - reach, centre + reach)
     q,before = q[near],head.hu[near]
     noise = smooth_noise(head.rng, q[None, None], 3, fine=True).view(-1)
@@ -358,16 +358,16 @@ def add_calcifications(
     head:Head # Changed: `hu`
 ):
     "Calcium of the pineal gland, choroid plexus, basal ganglia and falx, and here and there a granuloma"
-    u,chance = head.uniform,head.chance
-    if chance(.65): _calcify(head, (u(-1, 1), u(-31, -27), u(1, 5)), (u(1, 3.2), u(1, 3.2), u(1, 3)), u(80, 350))
+    u,chance,put = head.uniform,head.chance,partial(_calcify, head, head.q + head.push)
+    if chance(.65): put((u(-1, 1), u(-31, -27), u(1, 5)), (u(1, 3.2), u(1, 3.2), u(1, 3)), u(80, 350))
     if chance(.6):
         for side in (-1, 1):
-            if chance(.85): _calcify(head, (side*u(21, 26), u(-46, -38), u(5, 15)), (u(1, 3.5), u(1.5, 5), u(1, 4)), u(70, 320))
+            if chance(.85): put((side*u(21, 26), u(-46, -38), u(5, 15)), (u(1, 3.5), u(1.5, 5), u(1, 4)), u(70, 320))
     if chance(.15):
         hu = u(70, 200)
-        for side in (-1, 1): _calcify(head, (side*u(16, 21), u(-8, 3), u(-3, 3)), (u(1, 3.5), u(1.5, 5), u(1, 3)), hu)
-    if chance(.2): _calcify(head, (0, u(10, 55), u(20, 55)), (u(.8, 2), u(3, 12), u(2, 6)), u(100, 500))
-    if chance(.1): _calcify(head, (head.rng.choice([-1, 1])*u(10, 55), u(-70, 50), u(-20, 50)), np.ones(3)*u(1, 3), u(80, 400))
+        for side in (-1, 1): put((side*u(16, 21), u(-8, 3), u(-3, 3)), (u(1, 3.5), u(1.5, 5), u(1, 3)), hu)
+    if chance(.2): put((0, u(10, 55), u(20, 55)), (u(.8, 2), u(3, 12), u(2, 6)), u(100, 500))
+    if chance(.1): put((head.rng.choice([-1, 1])*u(10, 55), u(-70, 50), u(-20, 50)), np.ones(3)*u(1, 3), u(80, 400))
 
 # %% ../nbs/04a_anatomy.ipynb #763e9983
 def add_infarcts(

@@ -36,7 +36,25 @@ class Bleed:
 
     def press(self, head, near, mm):
         "Close the sulci `near` (0 to 1) a mass that is `mm` thick"
-        head.pressed = torch.maximum(head.pressed, self.uniform(.3, 1)*min(mm/12, 1)*near)
+        head.pressed = torch.maximum(head.pressed, self.uniform(.5, 1)*min(mm/12, 1)*near)
+
+    def shift(self, head, mm, side):
+        "A mass that is `mm` thick shifts the midline away from `side`, under the falx, and squeezes the ventricle of that side"
+        x,y,z = head.xyz
+        u,far = side*x,self.uniform(.2, .7)*max(mm-5, 0)
+        across = torch.where(u > 0, 1 - u/60, 1 - (-u-22)/36).clamp(0, 1)
+        beside = sigmoid((34 - head.depth)/4)*torch.exp(-(u.clamp(min=0)/15).square()) # the falx holds what lies against it
+        along = torch.exp(-((y+10)/70).square() - ((z-15)/45).square())
+        head.push = head.push + _vec((side, 0, 0))*(far*across*(1-beside)*along)[..., None]
+        self.squeeze(head, side, self.uniform(.3, 1)*min(mm/12, 1))
+        if far > 4 and self.chance(.4): self.squeeze(head, -side, -self.uniform(.1, .3)) # fluid is trapped on the other side
+
+    def squeeze(self, head, side, by):
+        "Narrow the lateral ventricle of one side towards the midline; a negative `by` widens it away from there"
+        x,y,z = head.xyz
+        u = (side*x).clamp(min=0)
+        near = torch.exp(-((u-14)/20).square() - ((y+18)/45).square() - ((z-18)/24).square())
+        head.push = head.push + _vec((side, 0, 0))*(u*by*near)[..., None]
 
     def uniform(self, low, high): return float(self.rng.uniform(low, high))
     def chance(self, p): return self.rng.random() < p
@@ -70,12 +88,6 @@ class Layer(Bleed):
         give = (1 - head.depth/self.uniform(45, 75)).clamp(0, 1)*self.uniform(.7, 1)
         head.push = head.push + head.normal*(self.mm*give)[..., None]
 
-    def displace(self, head, near, mm, side):
-        "Close the sulci `near` the thickest place, and shift the midline away from `side`"
-        self.press(head, near, mm)
-        middle = torch.exp(-((head.q - _vec((0, -10, 15)))/_vec((40, 70, 45))).square().sum(-1))
-        head.push = head.push + _vec((side, 0, 0))*(self.uniform(.2, .8)*max(mm-5, 0)*middle)[..., None]
-
     def fill(self, head):
         mask = sigmoid((self.mm - head.depth)/.5)*(head.depth > -.5)*sigmoid((self.mm - 1.2)*4)
         self.bleed(head, mask, self.density(head))
@@ -92,7 +104,8 @@ class Epidural(Layer):
         r = ellipsoid(head.q, centre, radius*np.array([1, 1.15, 1])) + .06*self.noise(head, 20)
         lens = (1 - r.square()).clamp(min=0)**self.uniform(.6, 1)
         most = min(self.uniform(.25, .7)*radius, 32)
-        self.displace(head, torch.exp(-(r/1.8).square()), most, self.side)
+        self.press(head, torch.exp(-(r/1.8).square()), most)
+        self.shift(head, most, self.side)
         return most*lens*self._bounds(head, centre)
 
     def _bounds(self, head, centre):
@@ -110,7 +123,7 @@ class Epidural(Layer):
 
 # %% ../nbs/04b_bleeds.ipynb #26eab0d6
 Age = namedtuple('Age', 'share hu mm texture') # share of the subdurals; HU and mm of the thickest place, from and to; how much of the texture is left
-AGES = dict(fresh=Age(.55, (52, 78), (4, 18), 1.), fading=Age(.13, (40, 56), (4, 18), 1.), old=Age(.32, (18, 36), (8, 22), .3))
+AGES = dict(fresh=Age(.48, (52, 78), (4, 18), 1.), fading=Age(.2, (32, 56), (4, 18), 1.), old=Age(.32, (18, 36), (8, 22), .3))
 
 class Subdural(Layer):
     "A crescent over a hemisphere, and sometimes a band along falx and tentorium"
@@ -134,20 +147,21 @@ class Subdural(Layer):
         along = ((y - self.uniform(-40, 40))/self.uniform(45, 95)).square() + ((z - self.uniform(10, 50))/self.uniform(30, 70)).square()
         lateral = x.abs() if self.both else self.side*x
         one_side = sigmoid((lateral - self.uniform(2, 18))/4)
-        self.displace(head, torch.exp(-along/3)*sigmoid(lateral/4), most, 0 if self.both else self.side)
+        self.press(head, torch.exp(-along/3)*sigmoid(lateral/4), most)
+        if not self.both: self.shift(head, most, self.side)
         return most*(1 - along + .15*self.noise(head, 35)).clamp(min=0)**self.uniform(.35, .7)*one_side
 
     def density(self, head):
         uneven = self.texture(head)*self.uniform(1, 9) + self.noise(head, 22)*self.uniform(0, 6)
         hu = self.hu + uneven*AGES[self.age].texture
         if self.layered: hu = hu + sigmoid((self.uniform(-60, 20) - head.q[..., 1])/self.uniform(2, 12))*self.uniform(8, 25)
-        return self._membranes(head, hu) if self.age == 'old' else hu
+        return (self._membranes(head, hu) if self.age == 'old' else hu).clamp(max=88)
 
     def _membranes(self, head, hu):
         "What grows in an old one: a denser skin towards the brain, partitions, and pockets in which it has bled again"
         if self.chance(.4): hu = hu + sigmoid((1.2 - (self.mm - head.depth).abs())/.4)*self.uniform(3, 15)
         if self.chance(.25): hu = hu + sigmoid((.12 - self.noise(head, 16).abs())/.04)*self.uniform(5, 20)
-        if self.chance(.25): hu = hu + sigmoid((self.noise(head, 15) - self.uniform(.3, 1.3))*4)*self.uniform(12, 35)
+        if self.chance(.25): hu = hu + sigmoid((self.noise(head, 15) - self.uniform(.3, 1.3) - (head.q[..., 1] + 20)/60)*4)*self.uniform(12, 35)
         return hu
 
     def _midline_band(self, head):
@@ -199,6 +213,7 @@ class Intraparenchymal(Bleed):
             give = self.uniform(.25, .6)*radius*torch.exp(-(r-1).clamp(min=0)*radius/self.uniform(15, 35))*r.clamp(0, 1)
             head.push = head.push - away/(away.norm(dim=-1, keepdim=True) + 1e-3)*give[..., None]
             self.press(head, torch.exp(-(r-1).clamp(min=0)*radius/18), radius*.7)
+            if centre[2] > -25: self.shift(head, radius*.5, 1 if centre[0] > 0 else -1)
 
     def _distance(self, head, centre, radius):
         r = ellipsoid(head.q, centre, radius*np.exp(self.rng.normal(0, .22, 3)), rotation_matrix(self.rng.uniform(-90, 90, 3)))

@@ -80,13 +80,20 @@ CERTAIN_HU = 20. # Contrast that such a layer counts as
 
 class Layer(Bleed):
     "Blood between the inner table and the brain, given by its `thickness`"
-    def thickness(self, head): raise NotImplementedError
+    both = False # on both sides, so that neither shifts the midline
+
+    def thickness(self, head):
+        "mm at every voxel, how near the layer is (0 to 1), and mm where it is thickest"
+        raise NotImplementedError
+
     def density(self, head): raise NotImplementedError
 
     def push(self, head):
-        self.mm = self.thickness(head)
+        self.mm,near,most = self.thickness(head)
         give = (1 - head.depth/self.uniform(45, 75)).clamp(0, 1)*self.uniform(.7, 1)
         head.push = head.push + head.normal*(self.mm*give)[..., None]
+        self.press(head, near, most)
+        if not self.both: self.shift(head, most, self.side)
 
     def fill(self, head):
         mask = sigmoid((self.mm - head.depth)/.5)*(head.depth > -.5)*sigmoid((self.mm - 1.2)*4)
@@ -104,9 +111,7 @@ class Epidural(Layer):
         r = ellipsoid(head.q, centre, radius*np.array([1, 1.15, 1])) + .06*self.noise(head, 20)
         lens = (1 - r.square()).clamp(min=0)**self.uniform(.6, 1)
         most = min(self.uniform(.25, .7)*radius, 32)
-        self.press(head, torch.exp(-(r/1.8).square()), most)
-        self.shift(head, most, self.side)
-        return most*lens*self._bounds(head, centre)
+        return most*lens*self._bounds(head, centre),torch.exp(-(r/1.8).square()),most
 
     def _bounds(self, head, centre):
         "1 on the centre's side of the coronal and lambdoid sutures, 0 beyond"
@@ -141,15 +146,14 @@ class Subdural(Layer):
         self.both = self.age == 'old' and self.chance(.15)
 
     def thickness(self, head):
-        if not self.convex: return torch.zeros_like(head.depth)
+        if not self.convex: return torch.zeros_like(head.depth),torch.zeros_like(head.depth),0.
         x,y,z = head.xyz
         most = self.uniform(*AGES[self.age].mm) if self.chance(.85) else self.uniform(2.5, 5)
         along = ((y - self.uniform(-40, 40))/self.uniform(45, 95)).square() + ((z - self.uniform(10, 50))/self.uniform(30, 70)).square()
         lateral = x.abs() if self.both else self.side*x
         one_side = sigmoid((lateral - self.uniform(2, 18))/4)
-        self.press(head, torch.exp(-along/3)*sigmoid(lateral/4), most)
-        if not self.both: self.shift(head, most, self.side)
-        return most*(1 - along + .15*self.noise(head, 35)).clamp(min=0)**self.uniform(.35, .7)*one_side
+        mm = most*(1 - along + .15*self.noise(head, 35)).clamp(min=0)**self.uniform(.35, .7)*one_side
+        return mm,torch.exp(-along/3)*sigmoid(lateral/4),most
 
     def density(self, head):
         uneven = self.texture(head)*self.uniform(1, 9) + self.noise(head, 22)*self.uniform(0, 6)

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/core.html.md"""
 __all__ = ['DISCLAIMER', 'InputError', 'a_few', 'atomic_path', 'progress', 'real_data']
 
 # %% ../nbs/00_core.ipynb #21104be6
-import os, shutil, tempfile, warnings
+import os, shutil, uuid, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,14 +50,17 @@ def atomic_path(
     "A temporary path beside `path`, renamed to `path` if the block succeeds and removed if it raises"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
+    temp = path.parent/f'.{path.name}.{uuid.uuid4().hex[:8]}.tmp' # named before it is made, so that whatever strikes then finds it below
     try:
+        temp.mkdir(mode=0o700)
         target = temp if folder else temp/path.name
         if folder: temp.chmod(0o755)
         yield target
         if folder and path.is_dir(): shutil.rmtree(path)
         os.replace(target, path)
-    finally: shutil.rmtree(temp, ignore_errors=True)
+    finally:
+        try: shutil.rmtree(temp, ignore_errors=True)
+        finally: shutil.rmtree(temp, ignore_errors=True) # again, where the first was interrupted
 
 # %% ../nbs/00_core.ipynb #c3649ca4
 def progress(

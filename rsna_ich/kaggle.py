@@ -276,9 +276,7 @@ def train_within(
     if recipe.members: raise InputError(recipe.name, 'an ensemble: train its members one by one')
     try:
         with time_limit(hours*3600): return _train(competition, recipe, Path(dest), scratch, gigabytes, n_jobs)
-    except TimeIsUp:
-        for o in [*Path(dest).rglob('.*.tmp'), *Path(scratch).rglob('.*.tmp')]: shutil.rmtree(o, ignore_errors=True) # the clock may strike while `atomic_path` makes or removes one
-        return None
+    except TimeIsUp: return None
 
 # %% ../nbs/18_kaggle.ipynb #9d6fcc92
 _GOES_ON = 'Stopped before it is done, it goes on if its output is among the inputs of its next version.'

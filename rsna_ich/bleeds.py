@@ -51,10 +51,13 @@ class Bleed:
 
     def squeeze(self, head, side, by):
         "Narrow the lateral ventricle of one side towards the midline; a negative `by` widens it away from there"
-        x,y,z = head.xyz
-        u = (side*x).clamp(min=0)
-        near = torch.exp(-((u-14)/20).square() - ((y+18)/45).square() - ((z-18)/24).square())
-        head.push = head.push + _vec((side, 0, 0))*(u*by*near)[..., None]
+        u = (side*head.q[..., 0]).clamp(min=0)
+        head.push = head.push + _vec((side, 0, 0))*(u*by*self.beside_ventricle(head, side)[1])[..., None]
+
+    def beside_ventricle(self, head, side):
+        "mm from the middle of the lateral ventricle of one side, as vectors, and how near that is (0 to 1)"
+        away = head.q - _vec((14*side, -18, 18))
+        return away,torch.exp(-(away/_vec((20, 45, 24))).square().sum(-1))
 
     def uniform(self, low, high): return float(self.rng.uniform(low, high))
     def chance(self, p): return self.rng.random() < p
@@ -146,7 +149,9 @@ class Subdural(Layer):
         self.both = self.age == 'old' and self.chance(.15)
 
     def thickness(self, head):
-        if not self.convex: return torch.zeros_like(head.depth),torch.zeros_like(head.depth),0.
+        if not self.convex:
+            none = torch.zeros_like(head.depth)
+            return none,none,0.
         x,y,z = head.xyz
         most = self.uniform(*AGES[self.age].mm) if self.chance(.85) else self.uniform(2.5, 5)
         along = ((y - self.uniform(-40, 40))/self.uniform(45, 95)).square() + ((z - self.uniform(10, 50))/self.uniform(30, 70)).square()
@@ -249,8 +254,7 @@ class Intraventricular(Bleed):
         cast = self.kind < .25 or self.kind >= .6
         if not (cast and self.chance(.6)): return
         for side in ((-1, 1) if self.kind < .85 else (self.side,)):
-            away = head.q - _vec((14*side, -18, 18))
-            near = torch.exp(-(away/_vec((20, 45, 24))).square().sum(-1))
+            away,near = self.beside_ventricle(head, side)
             head.push = head.push - away*_vec((1, .5, 1))*(self.uniform(.15, .55)*near)[..., None]
 
     def fill(self, head):

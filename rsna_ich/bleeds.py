@@ -190,10 +190,12 @@ class Subdural(Layer):
 def _site(rng, side):
     "Centre in MNI mm and largest usual radius of a parenchymal haematoma"
     u = rng.uniform
-    place = rng.choice(['basal ganglia', 'thalamus', 'lobe', 'cerebellum', 'pons'], p=[.38, .14, .36, .08, .04])
+    place = rng.choice(['basal ganglia', 'thalamus', 'lobe', 'cerebellum', 'pons', 'between the frontal lobes', 'beside the Sylvian fissure'],
+                       p=[.34, .13, .32, .08, .04, .06, .03])
     return {'basal ganglia': ((side*u(18, 32), u(-22, 14), u(-4, 20)), 34), 'thalamus': ((side*u(8, 15), u(-26, -10), u(0, 12)), 20),
             'lobe': ((side*u(15, 56), u(-92, 56), u(-8, 52)), 34), 'cerebellum': ((side*u(3, 28), u(-75, -52), u(-48, -25)), 24),
-            'pons': ((side*u(0, 6), u(-34, -22), u(-40, -22)), 11)}[place]
+            'pons': ((side*u(0, 6), u(-34, -22), u(-40, -22)), 11),
+            'between the frontal lobes': ((side*u(1, 9), u(22, 50), u(-14, 18)), 22), 'beside the Sylvian fissure': ((side*u(34, 48), u(-8, 16), u(-14, 8)), 26)}[place]
 
 class Intraparenchymal(Bleed):
     "One haematoma in the brain, or several contusions"
@@ -205,6 +207,7 @@ class Intraparenchymal(Bleed):
         super().__init__(rng, side)
         centre,largest = _site(rng, side)
         self.foci = [(centre, float(np.clip(np.exp(rng.normal(np.log(13), .5)), 4, largest)))]
+        self.faded = self.chance(.2)
         if self.chance(.2):
             poles = [self._pole() for _ in range(rng.integers(1, 6))]
             self.foci = self.foci*self.chance(.4) + [(p, self.uniform(2.5, 9)) for p in poles]
@@ -222,7 +225,7 @@ class Intraparenchymal(Bleed):
             give = self.uniform(.25, .6)*radius*torch.exp(-(r-1).clamp(min=0)*radius/self.uniform(15, 35))*r.clamp(0, 1)
             head.push = head.push - away/(away.norm(dim=-1, keepdim=True) + 1e-3)*give[..., None]
             self.press(head, torch.exp(-(r-1).clamp(min=0)*radius/18), radius*.7)
-            if centre[2] > -25: self.shift(head, radius*.5, 1 if centre[0] > 0 else -1)
+            if centre[2] > -25 and abs(centre[0]) > 10: self.shift(head, radius*.5, 1 if centre[0] > 0 else -1)
 
     def _distance(self, head, centre, radius):
         r = ellipsoid(head.q, centre, radius*np.exp(self.rng.normal(0, .22, 3)), rotation_matrix(self.rng.uniform(-90, 90, 3)))
@@ -232,12 +235,19 @@ class Intraparenchymal(Bleed):
     def fill(self, head):
         for r,(centre,radius) in zip(self.distance, self.foci):
             self._oedema(head, r, radius)
-            mask = sigmoid((1-r)*radius/self.uniform(.5, 1.3))*(head.depth > .5)
-            self.bleed(head, mask, self._clot(head, centre, radius))
+            edge = self.uniform(1.2, 3) if self.faded else self.uniform(.5, 1.3)
+            mask = sigmoid((1-r)*radius/edge)*(head.depth > .5)
+            self.bleed(head, mask, self._faded(head, r) if self.faded else self._clot(head, centre, radius))
 
     def _oedema(self, head, r, radius):
-        rim = sigmoid((1 + self.uniform(.5, 10)/radius - r)*radius/self.uniform(1, 3))*self.uniform(.2, 1)
+        wide,strength = ((4, 16), (.6, 1)) if self.faded else ((.5, 10), (.2, 1))
+        rim = sigmoid((1 + self.uniform(*wide)/radius - r)*radius/self.uniform(1, 3))*self.uniform(*strength)
         head.hu = paint(head.hu, rim*head.tissue*(head.beyond < 1), torch.minimum(head.hu, torch.tensor(self.uniform(16, 24))))
+
+    def _faded(self, head, r):
+        "Resorbed from outside: a core that is still denser than brain, and round it what is no longer"
+        core,rim,out = self.uniform(42, 62),self.uniform(22, 34),self.uniform(.4, 1)
+        return rim + (core - rim)*(1 - (r/out).square()).clamp(0, 1) + self.texture(head)*self.uniform(1, 4)
 
     def _clot(self, head, centre, radius):
         hu = self.uniform(56, 88) + self.texture(head)*self.uniform(1, 10)

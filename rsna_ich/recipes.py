@@ -112,6 +112,7 @@ class Recipe:
     clip:float|None=None # Largest norm of the gradient
     ema:float=0. # Decay of the running mean of the weights, e.g. .999; 0: none
     averaged:int=1 # Stages, counted from the last, whose weights are averaged in the end; 1: the last one's as they are
+    branches:int=1 # Times that all of these but the first are trained, each time on other patients; the mean is over all of them
     amp:bool=True # Half precision where there is a CUDA device
     patience:int|None=None # Epochs without a better validation loss before a stage stops; None: never
     flip_weight:float=.5 # Of the mirror image in prediction; 0: no test-time augmentation
@@ -147,9 +148,10 @@ def _check(recipe):
     for name,low,high in ('smoothing', 0, 1), ('ema', 0, 1), ('dropout', 0, 1), ('where', 0, float('inf')), ('flip_weight', 0, 1), ('holdout', 0, 1):
         if not low <= getattr(recipe, name) < high: refuse(name, f'from {low} to below {high}')
     if recipe.where and recipe.pool != 'map': refuse('where', "only a model that draws maps (pool='map') can be asked")
-    for name in 'accumulate', 'folds', 'averaged':
+    for name in 'accumulate', 'folds', 'averaged', 'branches':
         if getattr(recipe, name) < 1: refuse(name, 'at least 1')
     if recipe.averaged > max(1, len(recipe.stages)): refuse('averaged', f'there are {len(recipe.stages)} stages')
+    if recipe.branches > 1 and recipe.averaged < 2: refuse('branches', 'they part after the first of the stages that are averaged, so averaged=2 at least')
     if recipe.clip is not None and recipe.clip <= 0: refuse('clip', 'above 0')
     for s in recipe.stages:
         if s.epochs < 1 or s.bs < 1 or s.size < 1 or s.freeze < 0 or s.lr <= 0: refuse('stages', f'{s} has no epochs, batch, size or learning rate')
@@ -167,7 +169,7 @@ OURS = [
            source='this project', pretrained='shipped', store_size=192, pool='map', sample='balanced', smoothing=.01),
     Recipe('shipped',
            (Stage(96, 2, lr=4e-3), Stage(128, 5, lr=3e-3), Stage(160, 3, lr=2e-3), Stage(192, 6, lr=2e-3), Stage(192, 2, lr=1e-3, augment=thick)),
-           source='this project', store_size=192, pool='map', where=4., sample='balanced', augment=pictures, smoothing=.02, ema=.999, averaged=3,
+           source='this project', store_size=192, pool='map', where=4., sample='balanced', augment=pictures, smoothing=.02, ema=.999, averaged=3, branches=2,
            second_stage=True, holdout=.15, specificity=.97),
     Recipe('ours',
            (Stage(192, 2, bs=64, lr=4e-4, freeze=1), Stage(288, 3, bs=48, lr=3e-4), Stage(384, 3, bs=32, lr=2e-4)),

@@ -23,7 +23,7 @@ from .metrics import auc, constant_prior, sensitivity_specificity, weighted_log_
 
 # %% ../nbs/15c_shipped.ipynb #5e7e6e5d
 TRAIN_SEED,TEST_SEED = 1,3 # of the simulated populations: patients of different seeds are different people
-TRAIN_PATIENTS,TEST_PATIENTS = 640,60
+TRAIN_PATIENTS,TEST_PATIENTS = 1280,60
 TRACE,ENOUGH = 3,25 # mm2: more blood than the first can be seen but less than the second stands out from brain, and a slice teaches nothing
 NAME = 'rsna-ich-small'
 CHOOSING,COUNTED = slice(0, None, 2),slice(1, None, 2) # real pictures that choose the operating point of pictures, and those that judge it

@@ -274,6 +274,14 @@ def _fill_rim(head:Head, tissue):
     near = sigmoid((head.uniform(3, 10) - head.depth)/1.5)*head.uniform(.4, 1)
     return tissue + (1 - tissue)*near*sigmoid((head.depth - .4)/.4)*sigmoid((head.q[..., 2] + 20)/6)
 
+def _close_behind(head:Head, tissue):
+    "`tissue`, in eight brains of ten with hardly any fluid between the hemispheres behind and above the corpus callosum, where cortex lies against the falx"
+    if not head.chance(.8): return tissue
+    x,y,z = head.q.unbind(-1)
+    front = (-50 + .8*(z-5).clamp(min=0)).clamp(max=-20)
+    near = sigmoid(head.uniform(2, 6) - x.abs())*sigmoid((front - y)/4)*sigmoid((z+5)/3)*head.uniform(.4, 1)
+    return tissue + (1 - tissue)*near*sigmoid((head.depth - .4)/.4)*(1 - head.ventricle.clamp(0, 1))
+
 # %% ../nbs/04a_anatomy.ipynb #37908f20
 def add_brain(
     head:Head # Changed: `hu`, and the fractions `tissue`, `ventricle`, `sulci`, `cisterns`
@@ -286,7 +294,7 @@ def add_brain(
     head.map = tissue
     brain = sigmoid((tissue - head.threshold)/head.softness)*sigmoid((head.depth - .4)/.4)
     head.sulci = _sulci(head, q)
-    head.tissue = _fill_rim(head, _press(head, brain*(1 - .9*head.sulci)))
+    head.tissue = _close_behind(head, _fill_rim(head, _press(head, brain*(1 - .9*head.sulci))))
     fluid,grey = head.uniform(1, 10),head.uniform(34, 41)
     matter = grey - head.uniform(5, 11)*sigmoid((white - .5)/head.uniform(.12, .25))
     matter = matter - head.uniform(0, 12)*head.age**2*head.around*white
@@ -321,8 +329,9 @@ def add_meninges(
     ax,depth,inside = x.abs(),head.depth,head.depth > 0
     dura,vein = head.uniform(42, 62),head.uniform(46, 68) + 12*head.chance(.05)
     bend = head.noise(60)*.8
-    falx = sigmoid((head.uniform(.5, 1.) - (x-bend).abs())/.35)*sigmoid((head.uniform(28, 45) - depth)/3)
-    falx = falx*(z > -12)*((y > 20) | (z > 18) | (y < -48))
+    behind,front,back = sigmoid((-25 - y)/8),head.uniform(.5, 1) if head.chance(.38) else -.6,head.uniform(.5, 1.2) if head.chance(.88) else -.3
+    half,reach = front + (back-front)*behind,head.uniform(10, 30)*(1-behind) + head.uniform(40, 62)*behind
+    falx = sigmoid((half - (x-bend).abs())/.35)*sigmoid((reach - depth)/3)*(z > -12)*((y > 20) | (z > 18) | (y < -40))
     head.hu = paint(head.hu, falx*inside, dura)
     sagittal = sigmoid((head.uniform(2.5, 4.5) - (ax*.8 + depth*.55))/.6)*((z > 0) | (y < -40))*((y < 10) | (z > 30))
     head.hu = paint(head.hu, sagittal*inside, vein)

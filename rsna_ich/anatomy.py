@@ -278,7 +278,7 @@ def _close_behind(head:Head, tissue):
     "`tissue`, in eight brains of ten with hardly any fluid between the hemispheres behind and above the corpus callosum, where cortex lies against the falx"
     if not head.chance(.8): return tissue
     x,y,z = head.q.unbind(-1)
-    front = (-50 + .8*(z-5).clamp(min=0)).clamp(max=-20)
+    front = (-50 + .8*(z-5).clamp(min=0)).clamp(max=-20) # mm: behind the splenium, and farther in front the higher up
     near = sigmoid(head.uniform(2, 6) - x.abs())*sigmoid((front - y)/4)*sigmoid((z+5)/3)*head.uniform(.4, 1)
     return tissue + (1 - tissue)*near*sigmoid((head.depth - .4)/.4)*(1 - head.ventricle.clamp(0, 1))
 
@@ -329,7 +329,9 @@ def add_meninges(
     ax,depth,inside = x.abs(),head.depth,head.depth > 0
     dura,vein = head.uniform(42, 62),head.uniform(46, 68) + 12*head.chance(.05)
     bend = head.noise(60)*.8
-    behind,front,back = sigmoid((-25 - y)/8),head.uniform(.5, 1) if head.chance(.38) else -.6,head.uniform(.5, 1.2) if head.chance(.88) else -.3
+    behind = sigmoid((-25 - y)/8)
+    front = head.uniform(.5, 1) if head.chance(.38) else -.6 # half its thickness in mm; below 0 it is too thin to be seen
+    back = head.uniform(.5, 1.2) if head.chance(.88) else -.3
     half,reach = front + (back-front)*behind,head.uniform(10, 30)*(1-behind) + head.uniform(40, 62)*behind
     falx = sigmoid((half - (x-bend).abs())/.35)*sigmoid((reach - depth)/3)*(z > -12)*((y > 20) | (z > 18) | (y < -40))
     head.hu = paint(head.hu, falx*inside, dura)

@@ -200,11 +200,11 @@ def _site(rng, side):
     *ranges,largest = SITES[name][1:]
     while True:
         x,y,z = (rng.uniform(*o) for o in ranges)
-        within = (x/68)**2 + ((y+18)/88)**2 + ((z-8)/70)**2 < .8 # of the hemispheres, not of the corners of a lobe's box
+        within = (x/68)**2 + ((y+18)/88)**2 + ((z-8)/70)**2 < .8 # of an ellipsoid a little smaller than the hemispheres (half axes in mm): no corners of a lobe's box
         if within or not name.endswith('lobe'): return (side*x, y, z),largest
 
 class Intraparenchymal(Bleed):
-    "One haematoma in the brain, or several contusions"
+    "One haematoma in the brain, fresh or `faded`, or several contusions"
     subtype = 'intraparenchymal'
     def __init__(self,
         rng, # numpy random Generator
@@ -231,7 +231,8 @@ class Intraparenchymal(Bleed):
             give = self.uniform(.25, .6)*radius*torch.exp(-(r-1).clamp(min=0)*radius/self.uniform(15, 35))*r.clamp(0, 1)
             head.push = head.push - away/(away.norm(dim=-1, keepdim=True) + 1e-3)*give[..., None]
             self.press(head, torch.exp(-(r-1).clamp(min=0)*radius/18), radius*.7)
-            if centre[2] > -25 and abs(centre[0]) > 10: self.shift(head, radius*.5, 1 if centre[0] > 0 else -1)
+            lateral,above = abs(centre[0]) > 10,centre[2] > -25 # mm from the midline; above the tentorium
+            if lateral and above: self.shift(head, radius*.5, 1 if centre[0] > 0 else -1)
 
     def _distance(self, head, centre, radius):
         r = ellipsoid(head.q, centre, radius*np.exp(self.rng.normal(0, .22, 3)), rotation_matrix(self.rng.uniform(-90, 90, 3)))
@@ -243,15 +244,15 @@ class Intraparenchymal(Bleed):
             self._oedema(head, r, radius)
             edge = self.uniform(1.2, 3) if self.faded else self.uniform(.5, 1.3)
             mask = sigmoid((1-r)*radius/edge)*(head.depth > .5)
-            self.bleed(head, mask, self._faded(head, r) if self.faded else self._clot(head, centre, radius))
+            self.bleed(head, mask, self._faded_clot(head, r) if self.faded else self._clot(head, centre, radius))
 
     def _oedema(self, head, r, radius):
         wide,strength = ((4, 16), (.6, 1)) if self.faded else ((.5, 10), (.2, 1))
         rim = sigmoid((1 + self.uniform(*wide)/radius - r)*radius/self.uniform(1, 3))*self.uniform(*strength)
         head.hu = paint(head.hu, rim*head.tissue*(head.beyond < 1), torch.minimum(head.hu, torch.tensor(self.uniform(16, 24))))
 
-    def _faded(self, head, r):
-        "Resorbed from outside: a core that is still denser than brain, and round it what is no longer"
+    def _faded_clot(self, head, r):
+        "HU of a clot resorbed from outside, `r` being 1 at its edge: a core that is still denser than brain, and round it what is no longer"
         core,rim,out = self.uniform(42, 62),self.uniform(22, 34),self.uniform(.4, 1)
         return rim + (core - rim)*(1 - (r/out).square()).clamp(0, 1) + self.texture(head)*self.uniform(1, 4)
 

@@ -128,16 +128,17 @@ def plot_spread(
 
 # %% ../nbs/15_evaluation.ipynb #6944b9e4
 def plot_curves(
-    curves, # stage size epoch train_loss valid_loss, one row an epoch, in order
+    curves, # stage size epoch train_loss valid_loss, and branch where there are several, one row an epoch, in order
     ax, # matplotlib axes
     prior:float|None=None # Score of the constant prior, drawn as a line
 ):
-    "Loss over the epochs of all stages, which a line parts"
+    "Loss over the epochs of all stages, of every branch, which a line parts"
     x = np.arange(1, len(curves)+1)
     ax.plot(x, curves.train_loss, '--', color=_OTHER, label='training')
     ax.plot(x, curves.valid_loss, 'o-', color=_MODEL, markersize=3, label='validation')
     if prior is not None: ax.axhline(prior, color=_TRUTH, lw=1, ls=':', label='constant prior')
-    changes = np.flatnonzero((curves.stage.to_numpy()[1:] != curves.stage.to_numpy()[:-1])) + 1
+    part = curves[['stage', 'branch'] if 'branch' in curves else ['stage']].to_numpy()
+    changes = np.flatnonzero((part[1:] != part[:-1]).any(1)) + 1
     for start in [0, *changes]:
         if start: ax.axvline(start + .5, color=_OTHER, lw=.8)
         ax.text(start + .6, 1, f"{curves['size'].iloc[start]} px", transform=ax.get_xaxis_transform(), va='top',

@@ -112,7 +112,7 @@ class Recipe:
     clip:float|None=None # Largest norm of the gradient
     ema:float=0. # Decay of the running mean of the weights, e.g. .999; 0: none
     averaged:int=1 # Stages, counted from the last, whose weights are averaged in the end; 1: the last one's as they are
-    branches:int=1 # Times that all of these but the first are trained, each time on other patients; the mean is over all of them
+    branches:int=1 # Groups that the patients are parted into: all of these stages but the first are trained anew on each, and the mean is over all of them
     amp:bool=True # Half precision where there is a CUDA device
     patience:int|None=None # Epochs without a better validation loss before a stage stops; None: never
     flip_weight:float=.5 # Of the mirror image in prediction; 0: no test-time augmentation
@@ -129,7 +129,11 @@ class Recipe:
         _check(self)
 
     size = property(lambda self: self.stages[-1].size if self.stages else None)
-    epochs = property(lambda self: sum(s.epochs + s.freeze for s in self.stages))
+    @property
+    def epochs(self):
+        "Of all stages, in every branch that has them"
+        own = len(self.stages) - self.averaged # the last of the stages that branches share
+        return sum((s.epochs + s.freeze)*(self.branches if k > own else 1) for k,s in enumerate(self.stages))
     @property
     def loss(self):
         kind = 'weighted log loss' if self.class_weights is None else 'log loss with own weights'

@@ -62,7 +62,7 @@ def held_out_rows(
     labels, # By image_id
     recipe # A `Recipe`: share, kind of split, seed
 ) -> np.ndarray: # bool, one a row of the store
-    "Which slices of a store are held out"
+    "Which slices of a store are held out: the recipe's share of the patients of every branch"
     if recipe.split == 'images': return np.random.default_rng(recipe.seed).random(len(store)) < recipe.holdout
     table,branch = _with_labels(store, labels),branch_of_rows(store, recipe)
     parts = [holdout(part, recipe.holdout, recipe.seed) for _,part in table.groupby(branch)]
@@ -132,26 +132,29 @@ def train_stages(
     loggers=(), # Names of `fitting.LOGGERS`
     maps=None, # Of where the blood is, as in `where_maps`, one a row of the store, for recipes that ask
     skip=None # bool, one a row of the store: slices neither to train on nor to validate with
-) -> tuple: # `SliceModel`, DataFrame of curves: stage size epoch train_loss valid_loss competition_metric any_auc
-    "Progressive resizing: one cycle a stage, each from the last one's weights"
+) -> tuple: # `SliceModel`, DataFrame of curves: stage size epoch train_loss valid_loss competition_metric any_auc, and branch where there are several
+    "Progressive resizing: one cycle a stage, each from the last one's weights; an `InputError` where a branch lacks training or held-out slices"
     from safetensors.torch import load_file
     skip = np.zeros(len(store), bool) if skip is None else np.asarray(skip, bool)
     skips = [skip | (branch_of_rows(store, recipe) != b) for b in range(recipe.branches)]
-    for o in skips: check_batches(store, labels, held | o, recipe)
-    dest,curves,fork = Path(dest),[],len(recipe.stages) - recipe.averaged
+    for b,o in enumerate(skips):
+        if recipe.branches > 1 and not (held & ~o).any():
+            raise InputError(store.path, f'nobody is held out in branch {b+1} of {recipe.branches}: take more patients, hold out more of them, or take fewer branches')
+        check_batches(store, labels, held | o, recipe)
+    dest,curves,legs = Path(dest),[],_legs(recipe)
     if not rank_distrib():
         for o in dest.glob('.stage_*.tmp'): shutil.rmtree(o, ignore_errors=True) # half files of a killed run
     set_seed(recipe.seed, reproducible=True) # the head begins at random even where the body is pretrained
     model = first_alone(recipe_model, recipe)
-    for leg in _legs(recipe):
+    for leg in legs:
         file,record = dest/f'{leg}.safetensors',dest/f'{leg}.csv'
         if leg.after: model.load_state_dict(load_file(dest/f'{leg.after}.safetensors'))
         if not (file.exists() and record.exists()): _fit(model, store, labels, held, recipe, leg, dest, device, loggers, maps, skips[leg.branch])
         if not rank_distrib(): (dest/f'{leg}.checkpoint.safetensors').unlink(missing_ok=True)
         curves.append(pd.read_csv(record).assign(branch=leg.branch))
-    model.load_state_dict(load_file(file))
-    last = [dest/f'{leg}.safetensors' for leg in _legs(recipe) if leg.k >= fork and not leg.frozen]
+    last = [dest/f'{o}.safetensors' for o in legs if o.k >= len(recipe.stages) - recipe.averaged and not o.frozen]
     if recipe.averaged > 1: model = _average(model, last)
+    else: model.load_state_dict(load_file(last[-1]))
     curves = pd.concat(curves, ignore_index=True)
     if recipe.branches == 1: curves = curves.drop(columns='branch')
     if not rank_distrib():
@@ -163,12 +166,12 @@ class _Leg(NamedTuple):
     branch: int
     k: int # Stage
     frozen: bool
-    after: object # Leg whose weights it starts from
+    after: object # The `_Leg` whose weights it starts from; None: those of `recipe_model`
 
     def __str__(self): return f'stage_{self.k}' + f'_branch_{self.branch}'*bool(self.branch) + '_frozen'*self.frozen
 
 def _legs(recipe):
-    "All of a recipe's, in the order of training; branches part after the first of the stages that are averaged"
+    "The `_Leg`s of a recipe in the order of training; branches part after the first of the stages that are averaged"
     fork,out,start = len(recipe.stages) - recipe.averaged,[],None
     for branch in range(recipe.branches):
         before = start
@@ -222,8 +225,9 @@ def find_lr(
     "fastai's learning-rate finder for one stage of a recipe, from pretrained weights"
     set_seed(recipe.seed, reproducible=True)
     held = held_out_rows(store, labels, recipe)
-    check_batches(store, labels, held, replace(recipe, stages=recipe.stages[k:k+1]))
-    dls,model = recipe_dls(store, labels, held, recipe, k, device),recipe_model(recipe)
+    others = branch_of_rows(store, recipe) != 0
+    check_batches(store, labels, held | others, replace(recipe, stages=recipe.stages[k:k+1], averaged=1, branches=1))
+    dls,model = recipe_dls(store, labels, held, recipe, k, device, skip=others),recipe_model(recipe)
     return lr_curve(slice_learner(dls, model.to(dls.device), recipe), **kwargs)
 
 # %% ../nbs/12_training.ipynb #6a794e16

@@ -26,13 +26,13 @@ def pixels(rows):
     return out
 
 dest,slow = sys.argv[1:3]
-n = 160
+n = 320
 table = pd.DataFrame(dict(image_id=[f'ID_{i:03}' for i in range(n)], path=[f'{i}.dcm' for i in range(n)], number=range(n), sick=[int(i%8 < 4)*(i//8%2) for i in range(n)], patient_id=[f'p{i//8}' for i in range(n)],
     study_id=[f't{i//8}' for i in range(n)], series_id=[f's{i//8}' for i in range(n)], slice_index=[i%8 for i in range(n)], status='ok'))
 store = build_store(table, f'{dest}/store', size=48, n_jobs=1, read=pixels, crop=False)
 sick = table.set_index('image_id').sick.loc[store.slices.image_id]
 labels = pd.DataFrame({s: sick.astype('uint8') if s in ('any', 'subdural') else np.uint8(0) for s in SUBTYPES})
-recipe = get_recipe('quick', pretrained=False, stages=(Stage(32, 3, 16, freeze=1), Stage(40, 3, 16)), ema=.9, clip=1., accumulate=3, sample='balanced', smoothing=.02)
+recipe = get_recipe('quick', pretrained=False, stages=(Stage(32, 3, 16, freeze=1), Stage(40, 3, 16)), ema=.9, clip=1., accumulate=3, sample='balanced', smoothing=.02, averaged=2, branches=2)
 
 class Slow(fitting.Callback):
     "Time to be killed in, that uses no processor"
@@ -72,7 +72,7 @@ def until(condition, process, limit=120):
 def test_killed_training_ends_where_the_unkilled_ends(start, tmp_path):
     whole, killed = tmp_path/'whole', tmp_path/'killed'
     unkilled = start(whole)
-    moments = 'stage_0_frozen.csv', 'stage_0.checkpoint.safetensors', 'stage_1.checkpoint.safetensors'
+    moments = 'stage_0_frozen.csv', 'stage_0.checkpoint.safetensors', 'stage_1.checkpoint.safetensors', 'stage_1_branch_1.checkpoint.safetensors'
     for moment in moments:
         p = start(killed, .04)
         until((killed/'run'/moment).exists, p)
@@ -83,7 +83,7 @@ def test_killed_training_ends_where_the_unkilled_ends(start, tmp_path):
     for p in unkilled, start(killed):
         out, err = p.communicate(timeout=180)
         assert p.returncode == 0, err
-    for name in 'stage_0_frozen', 'stage_0', 'stage_1':
+    for name in 'stage_0_frozen', 'stage_0', 'stage_1', 'stage_1_branch_1':
         a, b = (load_file(d/'run'/f'{name}.safetensors') for d in (whole, killed))
         assert [k for k in a if not (a[k] == b[k]).all()] == [], f'{name} differs'
     assert (whole/'run'/'curves.csv').read_bytes() == (killed/'run'/'curves.csv').read_bytes()

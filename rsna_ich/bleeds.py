@@ -203,6 +203,7 @@ def _site(rng, side):
         within = (x/68)**2 + ((y+18)/88)**2 + ((z-8)/70)**2 < .8 # of an ellipsoid a little smaller than the hemispheres (half axes in mm): no corners of a lobe's box
         if within or not name.endswith('lobe'): return (side*x, y, z),largest
 
+# %% ../nbs/04b_bleeds.ipynb #d21f46e0
 class Intraparenchymal(Bleed):
     "One haematoma in the brain, fresh or `faded`, or several contusions"
     subtype = 'intraparenchymal'

@@ -129,11 +129,7 @@ class Recipe:
         _check(self)
 
     size = property(lambda self: self.stages[-1].size if self.stages else None)
-    @property
-    def epochs(self):
-        "Of all stages, in every branch that has them"
-        own = len(self.stages) - self.averaged # the last of the stages that branches share
-        return sum((s.epochs + s.freeze)*(self.branches if k > own else 1) for k,s in enumerate(self.stages))
+    epochs = property(lambda self: _epochs(self))
     @property
     def loss(self):
         kind = 'weighted log loss' if self.class_weights is None else 'log loss with own weights'
@@ -159,6 +155,11 @@ def _check(recipe):
     if recipe.clip is not None and recipe.clip <= 0: refuse('clip', 'above 0')
     for s in recipe.stages:
         if s.epochs < 1 or s.bs < 1 or s.size < 1 or s.freeze < 0 or s.lr <= 0: refuse('stages', f'{s} has no epochs, batch, size or learning rate')
+
+def _epochs(recipe):
+    "Of all stages, in every branch that has them"
+    shared = len(recipe.stages) - recipe.averaged # the last stage before they part
+    return sum((s.epochs + s.freeze)*(recipe.branches if k > shared else 1) for k,s in enumerate(recipe.stages))
 
 # %% ../nbs/11_recipes.ipynb #fd3fa9fc
 pictures = [('own_head', dict(p=.3)), ('pose', dict(rotate=25)), ('tight_brain', dict(p=.2)), ('rim_glow', dict(p=.5, most=40, reach=(.015, .06))),

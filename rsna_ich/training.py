@@ -161,6 +161,7 @@ def train_stages(
         with atomic_path(dest/'curves.csv') as p: curves.to_csv(p, index=False)
     return model,curves
 
+# %% ../nbs/12_training.ipynb #c3db6073
 class _Leg(NamedTuple):
     "What is trained at one go; its name is that of its files"
     branch: int

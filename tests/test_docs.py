@@ -1,11 +1,15 @@
 "The committed site: in step with the notebooks, whole, small, and on its own"
 import ast
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 from build_docs import Anchors, dead_links, from_elsewhere, manifest, page_name, sidebar
 from nbdev.doclinks import nbglob
+from rsna_ich import cli
 from test_house import default_exp
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,3 +76,34 @@ def test_every_public_name_has_its_entry_with_a_source_link(notebook, module):
     names = public_names(module)
     assert [n for n in names if n.lower() not in ids] == []
     assert not names or f'rsna_ich/{module}.py#L' in page.read_text(encoding='utf-8')
+
+
+def written_commands():
+    "Where it is written, and the arguments, of every `ich` in the shell blocks of README and notebooks"
+    texts = {'README.md': (ROOT/'README.md').read_text(encoding='utf-8')}
+    for path in sorted(nbglob(NBS, as_path=True)):
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        texts[path.name] = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
+    for name, text in texts.items():
+        for block in re.findall(r'```sh\n(.*?)```', text, re.S):
+            for args in re.findall(r'^(?:\.venv/bin/)?ich (.*)$', block, re.M): yield name, shlex.split(args, comments=True)
+
+
+def parse(args):
+    "As the command line does, without running anything; raises what is wrong with them"
+    command = typer.main.get_command(cli.app)
+    context = command.context_class(command, info_name='ich')
+    while hasattr(command, 'resolve_command'):
+        name, command, args = command.resolve_command(context, args)
+        context = command.context_class(command, info_name=name, parent=context)
+    command.make_context(command.name, list(args))
+
+
+def test_written_commands_are_understood():
+    written, wrong = list(written_commands()), []
+    for name, args in written:
+        try: parse(args)
+        except Exception as e: wrong.append(f'{name}: ich {shlex.join(args)}: {e}')
+    assert wrong == []
+    assert len(written) > 30
+    with pytest.raises(Exception, match='unexpected extra argument'): parse(['kaggle', 'build', 'kernel'])

@@ -86,12 +86,13 @@ def simulated_store(
     size:int=192, # Pixels a side
     prevalence:float=.5, # Of patients who bleed
     max_slices:int=20, # Slices a patient at most
-    n_jobs:int=2 # Processes
+    n_jobs:int=2, # Processes
+    pixels:int=512 # Rows and columns that are simulated, as in `read_simulated`
 ) -> tuple: # `Store`, labels (uint8 by image_id), areas of visible blood in mm2 (by image_id)
     "A store of simulated patients, their labels and how much of their blood can be seen"
     from rsna_ich.bleeds import slice_labels
     dest = Path(dest)
-    read = partial(read_simulated, truth=dest/'truth', prevalence=prevalence, max_slices=max_slices)
+    read = partial(read_simulated, truth=dest/'truth', prevalence=prevalence, max_slices=max_slices, size=pixels)
     store = build_store(simulated_table(n_patients, seed, max_slices), dest, size=size, n_jobs=n_jobs, read=read, desc='simulate')
     areas = _by_slice(store, 'areas')
     index = pd.Index(store.slices.image_id, name='image_id')

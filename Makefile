@@ -35,9 +35,9 @@ docs: $(READY) ## The documentation site in docs/, from the notebooks, and READM
 lab: $(READY) ## JupyterLab on the notebooks
 	@$(BIN)/jupyter lab --notebook-dir=nbs
 
-bench: $(READY) nbs/20_benchmarks.ipynb ## Run the benchmarks notebook and keep its figures
-	@$(BIN)/nbdev-test nbs/20_benchmarks.ipynb --flags slow --save --cell-timeout 0
-	@$(BIN)/nbdev-clean --fname nbs/20_benchmarks.ipynb
+bench: $(READY) nbs/benchmarks/01_benchmarks.ipynb ## Run the benchmarks notebook and keep its figures
+	@$(BIN)/nbdev-test nbs/benchmarks/01_benchmarks.ipynb --flags slow --save --cell-timeout 0
+	@$(BIN)/nbdev-clean --fname nbs/benchmarks/01_benchmarks.ipynb
 
 bundle: $(READY) ## Train the small model that the package ships, from simulated patients alone
 	@$(BIN)/ich ship

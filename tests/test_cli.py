@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from rsna_ich.core import DISCLAIMER, real_data
-from rsna_ich.inference import COLUMNS
+from rsna_ich.predict.predictor import COLUMNS
 from rsna_ich.labels import SUBTYPES
 
 ICH = Path(sys.executable).parent/'ich'
@@ -186,8 +186,8 @@ def small_folder(competition, dest):
 
 
 def test_shipped_bundle_has_its_plans():
-    from rsna_ich.bundle import default_bundle
-    from rsna_ich.onnx_export import has_onnx, load_onnx
+    from rsna_ich.model.bundle import default_bundle
+    from rsna_ich.predict.onnx import has_onnx, load_onnx
     assert has_onnx(default_bundle()), 'run onnx_export.export_onnx on it'
     load_onnx(default_bundle())                                    # raises if they were made for other weights
     assert sum(p.stat().st_size for p in default_bundle().iterdir()) <= 10e6

@@ -8,7 +8,7 @@ from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from rsna_ich.core import real_data
-from rsna_ich.dicom import HU_FLOOR, SliceError, header_reason, quirks_of, read_header, read_hu
+from rsna_ich.data.dicom import HU_FLOOR, SliceError, header_reason, quirks_of, read_header, read_hu
 
 SIZE = 48
 

@@ -63,7 +63,7 @@ def test_no_dead_link(): assert dead_links(DOCS) == []
 
 def public_names(module):
     "Functions and classes in a module's `__all__`"
-    tree = ast.parse((ROOT/'rsna_ich'/f'{module}.py').read_text(encoding='utf-8'))
+    tree = ast.parse((ROOT/f'rsna_ich/{module.replace(".", "/")}.py').read_text(encoding='utf-8'))
     lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__']
     exported = ast.literal_eval(lists[0]) if lists else []
     return [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in exported]
@@ -75,7 +75,7 @@ def test_every_public_name_has_its_entry_with_a_source_link(notebook, module):
     ids = {i.lower() for i in Anchors(page).ids}
     names = public_names(module)
     assert [n for n in names if n.lower() not in ids] == []
-    assert not names or f'rsna_ich/{module}.py#L' in page.read_text(encoding='utf-8')
+    assert not names or f'rsna_ich/{module.replace(".", "/")}.py#L' in page.read_text(encoding='utf-8')
 
 
 def written_commands():

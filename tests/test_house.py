@@ -40,7 +40,10 @@ def default_exp(path):
 
 
 ORDER = [m for m in map(default_exp, NOTEBOOKS) if m]
-LAYER = {m: p.name[:2] for p in NOTEBOOKS if (m := default_exp(p))}
+# Data goes down this list: a wing imports only from wings before it, and from the root's `core`, `labels` and `metrics`
+WINGS = 'data simulate model learn predict judge apps'.split()
+# These wings and the root load neither of the learning libraries until they are asked to learn
+LIGHT_WINGS = ['root', 'data', 'predict', 'judge']
 MODULES = sorted(ORDER)
 each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=name)
 each_module = pytest.mark.parametrize('module', MODULES)
@@ -124,34 +127,69 @@ def test_notebook_tests_what_it_exports(path):
 
 # What imports what
 
-def imported_modules(code, package='rsna_ich'):
-    "The package's own modules that `code` imports anywhere, also inside functions"
-    found = set()
+def module_path(module): return LIB/f'{module.replace(".", "/")}.py'
+def wing(module): return module.split('.')[0] if '.' in module else 'root'
+
+
+def imported_names(code, module='', package='rsna_ich'):
+    "Pairs of a module of the package and a name that `code` of `module` imports from it anywhere, also inside functions"
+    folder = [package, *module.split('.')[:-1]]
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import): names = [a.name for a in node.names]
+        if isinstance(node, ast.Import):
+            yield from ((a.name.partition('.')[2], '') for a in node.names if a.name.startswith(f'{package}.'))
         elif isinstance(node, ast.ImportFrom):
-            base = '.'.join(filter(None, [package if node.level else '', node.module]))
-            names = [f'{base}.{a.name}' for a in node.names] if base == package else [base]
-        else: continue
-        found |= {n.split('.')[1] for n in names if n.startswith(f'{package}.')}
-    return found
+            above = folder[:len(folder)-node.level+1] if node.level else []
+            base = '.'.join(filter(None, [*above, node.module]))
+            if base == package or base.startswith(f'{package}.'):
+                yield from ((base.partition('.')[2], a.name) for a in node.names)
+
+
+def imported_modules(code, module='', modules=None):
+    "The package's modules that `code` of `module` imports, among `modules`"
+    pairs = list(imported_names(code, module))
+    named = {base for base, _ in pairs} | {f'{base}.{name}'.strip('.') for base, name in pairs}
+    return named & set(ORDER if modules is None else modules)
 
 
 def test_imported_modules():
     lines = ['from rsna_ich.core import *', 'import rsna_ich.labels as l, numpy', 'from . import store']
-    code = '\n'.join([*lines, 'def f():', '    from .dicom import read_hu'])
-    assert imported_modules(code) == {'core', 'labels', 'store', 'dicom'}
+    code = '\n'.join([*lines, 'from .. import metrics', 'from ..judge.page import tile', 'def f():', '    from .dicom import _hu'])
+    known = {'core', 'labels', 'metrics', 'judge.page', 'data.store', 'data.dicom', 'data.png'}
+    assert imported_modules(code, 'data.crop', known) == known - {'data.png'}
+    assert ('data.dicom', '_hu') in set(imported_names(code, 'data.crop'))
 
 
-CODE = {m: (LIB/f'{m}.py').read_text(encoding='utf-8') for m in MODULES if (LIB/f'{m}.py').exists()}
-IMPORTS = {m: imported_modules(code) & set(ORDER) for m, code in CODE.items()}
+CODE = {m: module_path(m).read_text(encoding='utf-8') for m in MODULES if module_path(m).exists()}
+IMPORTS = {m: imported_modules(code, m) for m, code in CODE.items()}
 
 
 @each_module
-def test_modules_import_only_what_stands_above_them(module):
-    "A smaller number, or the same one: `04_phantom` is made of its parts `04a_…`, `03a_…` adds to `03_windowing`"
-    below = [m for m in IMPORTS[module] if LAYER[m] > LAYER[module]]
-    assert below == [], f'they stand below {module}'
+def test_wings_import_only_wings_before_them(module):
+    "The doors `cli` and `all` lead everywhere; what else lies in the root, and every wing, is used from below alone"
+    if module in ('cli', 'all'): return
+    before = ['root', *WINGS[:WINGS.index(wing(module))+1]] if wing(module) != 'root' else ['root']
+    assert [m for m in IMPORTS[module] if wing(m) not in before or m in ('cli', 'all')] == []
+
+
+@each_module
+def test_no_module_uses_the_private_names_of_another(module):
+    private = [f'{m}.{n}' for m, n in imported_names(CODE[module], module) if re.match(r'_[^_]', n)]
+    assert private == []
+
+
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if default_exp(p)], ids=name)
+def test_notebooks_and_modules_are_named_alike(path):
+    folder, _, module = default_exp(path).rpartition('.')
+    assert path.relative_to(NBS).parent.as_posix() == (folder or '.')
+    assert re.fullmatch(r'\d\d_' + module, path.stem)
+
+
+@pytest.mark.parametrize('module', [m for m in MODULES if wing(m) in LIGHT_WINGS])
+def test_light_wings_import_no_learning_library(module):
+    top = ast.parse(CODE[module]).body
+    names = [a.name for n in top if isinstance(n, ast.Import) for a in n.names]
+    names += [n.module for n in top if isinstance(n, ast.ImportFrom) and not n.level]
+    assert {n.split('.')[0] for n in names} & {'torch', 'torchvision', 'fastai', 'timm'} == set()
 
 
 def test_imports_go_round_in_no_circle(): TopologicalSorter(IMPORTS).prepare()
@@ -160,7 +198,7 @@ def test_imports_go_round_in_no_circle(): TopologicalSorter(IMPORTS).prepare()
 def test_one_module_per_notebook(): assert len(set(ORDER)) == len(ORDER)
 
 
-@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ('core', 'labels', 'dicom', 'metadata', 'cli'))])
+@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ('core', 'labels', 'data.dicom', 'data.metadata', 'cli'))])
 def test_light_start(module):
     "What `ich --help` and `import rsna_ich` load: modules counted, not seconds, which depend on the machine"
     code = f'import sys, {module}; print(*sorted({{m.split(".")[0] for m in sys.modules}} & set({HEAVY!r})))'

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rsna_ich.bundle import default_bundle, read_config
-from rsna_ich.inference import load_predictor
-from rsna_ich.kaggle import _MODULES, COMPETITION, DATASET, INFERENCE, build_kernel, train_within
+from rsna_ich.model.bundle import default_bundle, read_config
+from rsna_ich.predict.predictor import load_predictor
+from rsna_ich.apps.kaggle import _MODULES, COMPETITION, DATASET, INFERENCE, build_kernel, train_within
 from rsna_ich.labels import SUBTYPES, read_sample
-from rsna_ich.metadata import find_competition
-from rsna_ich.phantom import write_competition
+from rsna_ich.data.metadata import find_competition
+from rsna_ich.simulate.phantom import write_competition
 
 WORKING_MB = 32
 # Namespaces of its own: no network interface, inputs mounted read-only, a working folder that is full at WORKING_MB
@@ -124,7 +124,7 @@ def test_each_extra_wheel_brings_its_module():
 
 def test_train_within_limits(tmp_path, monkeypatch):
     "The training kernel's way: stopped by the clock it leaves nothing half done, called again it goes on to the bundle"
-    from rsna_ich.recipes import Stage, get_recipe
+    from rsna_ich.learn.recipes import Stage, get_recipe
     whole = write_competition(tmp_path/'competition', 6, seed=9, size=128, max_slices=8, n_jobs=1)
     recipe = get_recipe('quick', stages=(Stage(32, 1, bs=4),), store_size=48, pretrained=False)
     def train(recipe, hours=.1): return train_within(whole, recipe, tmp_path/'run', tmp_path/'scratch', hours, n_jobs=1)
@@ -139,7 +139,7 @@ def test_train_within_limits(tmp_path, monkeypatch):
 
     # The clock may strike between the training and the second stage
     calls = []
-    monkeypatch.setattr('rsna_ich.sequence.add_second_stage', lambda *args: calls.append(args))
+    monkeypatch.setattr('rsna_ich.learn.sequence.add_second_stage', lambda *args: calls.append(args))
     assert train(get_recipe(recipe, second_stage=True)) == bundle
     (which, held, specificity, embeddings), = calls
     assert (which, specificity) == (bundle, recipe.specificity) and len(held) == len(embeddings) > 0

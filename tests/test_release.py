@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from rsna_ich.labels import SUBTYPES
-from rsna_ich.phantom import FAMILIES, make_id, simulate_patient, write_slices
+from rsna_ich.simulate.phantom import FAMILIES, make_id, simulate_patient, write_slices
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ('setup.py settings.ini pyproject.toml MANIFEST.in README.md LICENSE CHANGELOG.md CITATION.cff CONTRIBUTING.md '
@@ -75,7 +75,7 @@ def test_metadata(wheel):
 
 def test_kaggle_wheel_is_the_same(wheel, tmp_path):
     "`kaggle.package_wheel`, which needs no build, packs the same files"
-    from rsna_ich.kaggle import package_wheel
+    from rsna_ich.apps.kaggle import package_wheel
     def library(path): return {n: z.read(n) for z in [zipfile.ZipFile(path)] for n in z.namelist() if '.dist-info/' not in n}
     assert library(package_wheel(tmp_path)) == library(wheel)
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from joblib import parallel_config
 
-from rsna_ich.store import build_store
+from rsna_ich.data.store import build_store
 
 distributed = pytest.importorskip('distributed', reason='dask.distributed is not installed')
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from rsna_ich.core import InputError
-from rsna_ich.store import Store, build_store, export_png
+from rsna_ich.data.store import Store, build_store, export_png
 
 
 def pixels(rows): return [np.random.default_rng(i).integers(-1000, 80, (64, 64)).astype(np.int16) for i in rows.number]
@@ -41,7 +41,7 @@ def test_file_that_cannot_grow(tmp_path, whole, size):
 
 def test_no_room_for_what_is_on_its_way(tmp_path, whole, monkeypatch):
     "Workers that cannot leave their slices beside the store send them through the pipe"
-    monkeypatch.setattr('rsna_ich.store.mkdtemp', lambda prefix, dir: str(dir/prefix/'not there'))
+    monkeypatch.setattr('rsna_ich.data.store.mkdtemp', lambda prefix, dir: str(dir/prefix/'not there'))
     build_store(table(), tmp_path, size=64, n_jobs=2, read=pixels, crop=False)
     assert content(tmp_path) == whole
 

@@ -4,13 +4,13 @@ import os, signal, subprocess, sys, time
 import pytest
 
 from rsna_ich.core import InputError
-from rsna_ich.store import Store
+from rsna_ich.data.store import Store
 
 BUILDER = '''
 import sys, time
 import numpy as np, pandas as pd
 from rsna_ich.core import InputError
-from rsna_ich.store import build_store
+from rsna_ich.data.store import build_store
 
 def pixels(rows):
     "Noise with a bright disc: the same for the same series, one slice in twenty broken"

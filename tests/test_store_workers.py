@@ -8,9 +8,9 @@ import pytest
 LOADER = '''
 import multiprocessing, sys
 import numpy as np, pandas as pd, torch
-from rsna_ich.dataloaders import slice_dls
+from rsna_ich.learn.dataloaders import slice_dls
 from rsna_ich.labels import SUBTYPES
-from rsna_ich.store import build_store
+from rsna_ich.data.store import build_store
 
 def pixels(rows): return [np.full((32, 32), i, np.int16) for i in rows.slice_index]
 

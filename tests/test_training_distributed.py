@@ -7,17 +7,17 @@ import pytest
 
 pytest.importorskip('accelerate')
 
-from rsna_ich.distributed import seed_tolerance
+from rsna_ich.learn.distributed import seed_tolerance
 
 TRAINER = '''
 import sys
 import numpy as np, pandas as pd, torch
 torch.set_num_threads(1)
-from rsna_ich.distributed import first_alone, join_processes
+from rsna_ich.learn.distributed import first_alone, join_processes
 from rsna_ich.labels import SUBTYPES
-from rsna_ich.recipes import Stage, get_recipe
-from rsna_ich.store import build_store
-from rsna_ich.training import held_out_rows, train_stages, train_store
+from rsna_ich.learn.recipes import Stage, get_recipe
+from rsna_ich.data.store import build_store
+from rsna_ich.learn.training import held_out_rows, train_stages, train_store
 
 def pixels(rows):
     "Noise, and a bright disc where there is blood"

@@ -10,10 +10,10 @@ import sys, time
 import numpy as np, pandas as pd, torch
 from rsna_ich.labels import SUBTYPES
 torch.set_num_threads(1)
-from rsna_ich.recipes import Stage, get_recipe
-from rsna_ich.store import build_store
-from rsna_ich.training import train_store
-import rsna_ich.fitting as fitting
+from rsna_ich.learn.recipes import Stage, get_recipe
+from rsna_ich.data.store import build_store
+from rsna_ich.learn.training import train_store
+import rsna_ich.learn.fitting as fitting
 
 def pixels(rows):
     "Noise, and a bright disc where there is blood"

@@ -34,8 +34,9 @@ CONFIG = get_config(Path(__file__).resolve().parent.parent)
 ROOT, NBS, LIB = CONFIG.config_path, CONFIG.nbs_path, CONFIG.lib_path.name
 SITE = f'{CONFIG.doc_host}{CONFIG.doc_baseurl.rstrip("/")}/'
 SOURCE = f'{CONFIG.git_url}/blob/{CONFIG.branch}/'
-# The sidebar's sections: each begins at a notebook's number and ends where the next one begins
-LAYERS = {'Data': '00', 'Learning': '09', 'Results': '14', 'Use': '17'}
+# The sidebar's sections: a folder of notebooks each; '.' is the root
+SECTIONS = {'Tutorials': 'tutorials', 'Root': '.', 'Data': 'data', 'Simulated patients': 'simulate', 'Models': 'model', 'Learning': 'learn',
+            'Prediction': 'predict', 'Judging': 'judge', 'Applications': 'apps', 'Benchmarks': 'benchmarks', 'History': 'history'}
 # Asset of smalldocs and what replaces it: `fetch` of a file is forbidden to a page that is itself opened as a file
 FETCHED_INDEX = '''const r = await fetch(offset + "search.json");
       index = await r.json();'''
@@ -66,16 +67,14 @@ def manifest(): # Path in nbs/ to a hash
 
 
 def sidebar(): # What nbs/sidebar.yml says
-    "The notebooks by layer, and the tutorials"
-    notebooks = sorted(p.relative_to(NBS).as_posix() for p in nbglob(NBS, as_path=True))
-    contents, starts = ['index.ipynb'], [*LAYERS.values(), '99']
-    for (layer, start), end in zip(LAYERS.items(), starts[1:]):
-        pages = [p for p in notebooks if '/' not in p and start <= p[:2] < end]
-        if pages: contents.append({'section': layer, 'contents': pages})
-    tutorials = [p for p in notebooks if p.startswith('tutorials/')]
-    if tutorials: contents.insert(1, {'section': 'Tutorials', 'contents': tutorials})
+    "The notebooks, wing by wing"
+    notebooks = sorted(p.relative_to(NBS) for p in nbglob(NBS, as_path=True))
+    contents = ['index.ipynb']
+    for section, folder in SECTIONS.items():
+        pages = [p.as_posix() for p in notebooks if p.parent == Path(folder) and p.name != 'index.ipynb']
+        if pages: contents.append({'section': section, 'contents': pages})
     config = {'website': {'sidebar': {'contents': contents}}}
-    return '# Written by tools/build_docs.py: layers are set there\n' + yaml.safe_dump(config, sort_keys=False)
+    return '# Written by tools/build_docs.py: sections are set there\n' + yaml.safe_dump(config, sort_keys=False)
 
 
 class ShowDocs(Processor):

@@ -361,7 +361,8 @@ def evaluate(
     prior:Path|None=None # What a constant guess is taken from: a bundle, or a file of training labels; the judged truth unless given
 ):
     "Judge predictions by the truth and write a report"
-    from rsna_ich.judge.report import cautions, evaluate as judge, in_words, write_report
+    from rsna_ich.judge.measures import evaluate as judge
+    from rsna_ich.judge.report import cautions, in_words, write_report
     for path in (predictions, truth):
         if not path.exists(): raise InputError(path, 'no such file')
     found = judge(predictions, truth, subset=subset, prior=prior)

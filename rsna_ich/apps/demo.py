@@ -62,7 +62,8 @@ def judge_test(
     report # The HTML file to write
 ): # The `Evaluation`
     "Judge the predictions of a simulated competition by its truth and write the report"
-    from rsna_ich.judge.report import evaluate, write_report
+    from rsna_ich.judge.measures import evaluate
+    from rsna_ich.judge.report import write_report
     competition,run,predictions,shipped = map(Path, (competition, run, predictions, shipped))
     table = pd.read_parquet(competition/'phantom.parquet').set_index('image_id')
     def judged(o, **kwargs): return evaluate(o/'slices.csv', _truth(table), groups=table.patient_id, prior=run/'bundle', **kwargs)

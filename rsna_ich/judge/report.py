@@ -6,9 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/judge/report.html.md"""
 
 # %% auto #0
 __all__ = ['FEW_PATIENTS', 'PREVALENCES', 'TRAITS', 'MAX_LISTED', 'plot_auc', 'plot_roc', 'plot_precision', 'plot_reliability',
-           'plot_spread', 'plot_curves', 'in_words', 'cautions', 'write_report', 'Evaluation', 'by', 'evaluate',
-           'judge', 'operating_points', 'pick_slices', 'read_prior', 'recalibrated', 'join_truth', 'made_up',
-           'read_cq500', 'read_studies', 'study_table', 'KINDS']
+           'plot_spread', 'plot_curves', 'in_words', 'cautions', 'write_report']
 
 # %% ../../nbs/judge/04_report.ipynb #333e1ff2
 from html import escape
@@ -17,19 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .measures import (KINDS, Evaluation, by, evaluate, judge, operating_points, pick_slices, read_prior,
-                              recalibrated)
+from .measures import KINDS, measure_by, operating_points, pick_slices, recalibrated
 from ..metrics import auc, confusion, predictive_values, reliability, sensitivity_specificity
 from ..labels import SUBTYPES
 from .page import (CHART_STYLE, COLOURS, chart, figure, grid, html_table, interval, number, page, paragraph,
                            picture, section, tile,
                            write_page)
-from .truth import TRUTH, join_truth, made_up, read_cq500, read_studies, study_table
+from .truth import TRUTH
 from ..data.windowing import BRAIN, apply_window
-
-# %% ../../nbs/judge/04_report.ipynb #055ed2c9
-_all_ = ['Evaluation', 'by', 'evaluate', 'judge', 'operating_points', 'pick_slices', 'read_prior', 'recalibrated',
-         'join_truth', 'made_up', 'read_cq500', 'read_studies', 'study_table', 'KINDS']
 
 # %% ../../nbs/judge/04_report.ipynb #ec9e40c0
 _MANY = dict(slice='slices', study='studies')
@@ -339,7 +332,7 @@ def _strata(evaluation):
     parts = []
     for column,(name,bins) in TRAITS.items():
         if column not in evaluation.slices or evaluation.slices[column].nunique() < 2: continue
-        t = by(evaluation, column, bins)
+        t = measure_by(evaluation, column, bins)
         shown = pd.DataFrame({name: t.group, 'slices': t.n, 'with blood': t.positive, 'patients': t.patients,
                               'log loss': t.score, 'constant prior': t.prior,
                               'AUC of any (95% interval)': [interval(*o)

@@ -192,13 +192,44 @@ def test_light_wings_import_no_learning_library(module):
     assert {n.split('.')[0] for n in names} & {'torch', 'torchvision', 'fastai', 'timm'} == set()
 
 
+def public_definitions(module):
+    "The names in the `__all__` of `module` that it defines itself"
+    body = ast.parse(CODE[module]).body
+    assigned = [(t, n.value) for n in body if isinstance(n, ast.Assign) for t in n.targets]
+    exported = next((ast.literal_eval(v) for t, v in assigned if getattr(t, 'id', '') == '__all__'), [])
+    own = {n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    own |= {part.id for t, _ in assigned for part in ast.walk(t) if isinstance(part, ast.Name)}
+    return own & set(exported)
+
+
+def test_one_name_has_one_meaning():
+    "No two modules export different things under one name; the commands of `cli` are no names to import"
+    homes = {}
+    for module in CODE:
+        for name in public_definitions(module): homes.setdefault(name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
+@pytest.mark.parametrize('module', [m for m in MODULES if m != 'all'])
+def test_modules_export_what_they_define(module):
+    "No lists of re-exports: what is wanted together comes from `rsna_ich.all`"
+    assert '_all_ =' not in CODE[module].replace('__all__ =', '')
+
+
+def test_all_brings_names_that_are_there():
+    "`rsna_ich.all` says where each of its names is from: a module that is renamed is renamed there too"
+    import rsna_ich.all as door
+    assert {name: module for name, module in door._MODULE_OF.items() if name not in public_definitions(module)} == {}
+    assert 35 <= len(door.__all__) <= 45
+
+
 def test_imports_go_round_in_no_circle(): TopologicalSorter(IMPORTS).prepare()
 
 
 def test_one_module_per_notebook(): assert len(set(ORDER)) == len(ORDER)
 
 
-@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ('core', 'labels', 'data.dicom', 'data.metadata', 'cli'))])
+@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ('core', 'labels', 'data.dicom', 'data.metadata', 'cli', 'all'))])
 def test_light_start(module):
     "What `ich --help` and `import rsna_ich` load: modules counted, not seconds, which depend on the machine"
     code = f'import sys, {module}; print(*sorted({{m.split(".")[0] for m in sys.modules}} & set({HEAVY!r})))'

@@ -211,10 +211,10 @@ def make_shipped(
     from rsna_ich.learn.recipes import get_recipe
     from rsna_ich.learn.sequence import finish_run
     from rsna_ich.simulate.population import EDITION, simulated_blood, simulated_store
-    from rsna_ich.learn.training import _same_run, train_store
+    from rsna_ich.learn.training import claim_run, train_store
     from rsna_ich.learn.where import where_maps
     work,recipe = Path(work),get_recipe(recipe)
-    _same_run(work/'run', json.loads(json.dumps(dict(recipe=recipe.to_dict(), patients=patients, max_slices=max_slices, edition=EDITION))))
+    claim_run(work/'run', json.loads(json.dumps(dict(recipe=recipe.to_dict(), patients=patients, max_slices=max_slices, edition=EDITION))))
     store,labels,areas = simulated_store(work/'train', patients, TRAIN_SEED, recipe.store_size, .6, max_slices, n_jobs)
     clear,maps = simulated_blood(store) if recipe.where else (None, None)
     doubtful = doubtful_slices(areas, clear)

@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/augment.html.md"""
 
 # %% auto #0
 __all__ = ['AUGMENTS', 'Warp', 'Flip', 'Rotate', 'ShiftScaleRotate', 'Pose', 'RandomCrop', 'CentreCrop', 'Elastic',
-           'GridDistortion', 'OpticalDistortion', 'Warps', 'RimGlow', 'TightBrain', 'ThickSkull', 'HUJitter',
-           'BrightnessContrast', 'Blur', 'Erasing', 'Reverse', 'OwnHead', 'default_augment', 'get_augments']
+           'GridDistortion', 'OpticalDistortion', 'Warps', 'PictureEffects', 'RimGlow', 'TightBrain', 'ThickSkull',
+           'HUJitter', 'BrightnessContrast', 'Blur', 'Erasing', 'Reverse', 'OwnHead', 'default_augment', 'get_augments']
 
 # %% ../../nbs/learn/03_augment.ipynb #92df799f
 import math
@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from fastai.vision.all import RandTransform, Transform
 
-from .batch import TensorHU, _like, _plain
+from .batch import TensorHU, same_channels, plain_tensor
 from ..core import InputError
-from .effects import PictureEffects, _blurred, _draw, _to_some
 
 # %% ../../nbs/learn/03_augment.ipynb #0106d8d6
 def _uniform(like, low, high): return torch.empty(len(like), device=like.device).uniform_(low, high)
@@ -51,7 +50,7 @@ class Warp(RandTransform):
         if self.share >= 1: return self.move(points)
         return torch.where(_uniform(points, 0, 1)[:, None, None, None] < self.share, self.move(points), points)
 
-    def encodes(self, x:TensorHU): return _sample(_plain(x), self.some(_points(_plain(x))))
+    def encodes(self, x:TensorHU): return _sample(plain_tensor(x), self.some(_points(plain_tensor(x))))
 
 # %% ../../nbs/learn/03_augment.ipynb #bca19304
 def _affine(points, angle, wide, high, right=0, down=0):
@@ -66,7 +65,7 @@ class Flip(Warp):
     "Left for right in some of the slices"
     def move(self, points): return points*points.new_tensor([-1, 1])
     def encodes(self, x:TensorHU):
-        x = _plain(x)
+        x = plain_tensor(x)
         return TensorHU(torch.where(_uniform(x, 0, 1)[:, None, None, None] < self.share, x.flip(-1), x))
 
 class Rotate(Warp):
@@ -197,6 +196,76 @@ class Warps(Warp):
         for o in reversed(self.warps): points = o.some(points)
         return points
 
+# %% ../../nbs/learn/03_augment.ipynb #83cc8c55
+def _pick(x, p): return torch.nonzero(torch.rand(len(x), device=x.device) < p)[:, 0]
+def _to_some(x, p, change):
+    "Make `change` to a random share `p` of a batch's slices, in place; only these are computed"
+    some = _pick(x, p)
+    if len(some): x[some] = change(x[some])
+    return x
+
+def _draw(x, low, high): return torch.empty((len(x), 1, 1, 1), device=x.device).uniform_(low, high)
+
+def _gamma(x): return x.clamp(min=1e-4)**_draw(x, -.5, .5).exp()
+def _faded(x): return _draw(x, 0, .3) + x*_draw(x, .45, .7)
+def _burnt(x): return (x*_draw(x, .75, 1.4)).clamp(0, 1)
+
+def _uneven(x):
+    "Light that varies over the picture"
+    light = F.interpolate(torch.randn(len(x), 1, 3, 3, device=x.device), size=x.shape[-2:], mode='bicubic', align_corners=False)
+    return (x + light*_draw(x, .01, .07)*(x > .05)).clamp(0, 1)
+
+def _blurred(x, low=.4, high=1.5, reach=4):
+    "Gaussian blur of `low` to `high` pixels, by a kernel that reaches so many"
+    sigma,at = _draw(x, low, high),torch.arange(-reach, reach+1, device=x.device)
+    k = torch.exp(-.5*(at/sigma[:, 0])**2)
+    k = (k/k.sum(-1, keepdim=True)).repeat_interleave(x.shape[1], 0)
+    flat = F.pad(x.reshape(1, -1, *x.shape[-2:]), (reach,)*4, mode='replicate')
+    flat = F.conv2d(F.conv2d(flat, k[:, :, None], groups=len(k)), k[..., None], groups=len(k))
+    return flat.reshape(x.shape)
+
+def _coarse(x):
+    "Fewer pixels, and back"
+    size = x.shape[-2:]
+    small = F.interpolate(x, scale_factor=float(torch.empty(1).uniform_(.45, .9)), mode='bilinear', antialias=True)
+    return F.interpolate(small, size=size, mode='bilinear', align_corners=False)
+
+def _grainy(x): return (x + torch.randn_like(x)*_draw(x, .01, .07)).clamp(0, 1)
+
+# %% ../../nbs/learn/03_augment.ipynb #5837e62d
+def _dct(n=8):
+    k,i = torch.arange(n)[:, None],torch.arange(n)[None]
+    m = torch.cos(math.pi*(2*i+1)*k/(2*n))*math.sqrt(2/n)
+    m[0] /= math.sqrt(2)
+    return m
+
+def _jpeg(x):
+    "The losses of JPEG: each 8x8 block's cosine coefficients rounded, coarser at high frequencies (ITU-T T.81)"
+    h,w = x.shape[-2:]
+    padded = F.pad(x, (0, -w % 8, 0, -h % 8), mode='replicate')
+    m = _dct().to(x)
+    blocks = padded.unfold(2, 8, 8).unfold(3, 8, 8)
+    frequency = torch.arange(8, device=x.device)
+    step = (8 + 6*(frequency[:, None] + frequency))/255*_draw(x, .2, 2.5)[..., None, None]
+    back = m.T@(torch.round((m@blocks@m.T)/step)*step)@m
+    out = back.permute(0, 1, 2, 4, 3, 5).reshape(padded.shape)
+    return out[..., :h, :w].clamp(0, 1)
+
+# %% ../../nbs/learn/03_augment.ipynb #f2bb06ef
+class PictureEffects(RandTransform):
+    "What printing, photographing and compressing do to pictures, each to some slices of a batch"
+    order,split_idx = 5,0
+    effects = {_gamma: .5, _faded: .25, _burnt: .2, _uneven: .2, _blurred: .3, _coarse: .25, _grainy: .3, _jpeg: .35}
+
+    def __init__(self, strength:float=1.): # Factor of every effect's share of slices
+        super().__init__(p=1)
+        self.strength = strength
+
+    def encodes(self, x:TensorHU):
+        out = plain_tensor(x).clone()
+        for effect,p in self.effects.items(): _to_some(out, p*self.strength, effect)
+        return same_channels(out, x)
+
 # %% ../../nbs/learn/03_augment.ipynb #7e974003
 def _near_bone(hu, reach):
     "Bone blurred at a quarter of the resolution, by a sigma between the two of `reach` (shares of the side): 1 in it, a half at its edge, 0 far away"
@@ -216,7 +285,7 @@ class RimGlow(RandTransform):
         self.most,self.reach,self.share = most,reach,p
 
     def encodes(self, x:TensorHU):
-        return TensorHU(_to_some(_plain(x).clone(), self.share, self.shine))
+        return TensorHU(_to_some(plain_tensor(x).clone(), self.share, self.shine))
 
     def shine(self, hu):
         "Plain HU, all of them brightened"
@@ -235,7 +304,7 @@ class TightBrain(RandTransform):
         self.grey,self.reach,self.share = grey,reach,p
 
     def encodes(self, x:TensorHU):
-        return TensorHU(_to_some(_plain(x).clone(), self.share, self.fill))
+        return TensorHU(_to_some(plain_tensor(x).clone(), self.share, self.fill))
 
     def fill(self, hu):
         "Plain HU, all of them filled"
@@ -255,7 +324,7 @@ class ThickSkull(RandTransform):
         self.reach,self.share = reach,p
 
     def encodes(self, x:TensorHU):
-        return TensorHU(_to_some(_plain(x).clone(), self.share, self.grow))
+        return TensorHU(_to_some(plain_tensor(x).clone(), self.share, self.grow))
 
     def grow(self, hu):
         "Plain HU, all of them grown"
@@ -280,7 +349,7 @@ class HUJitter(RandTransform):
         self.centre,self.width,self.share = centre,width,p
 
     def encodes(self, x:TensorHU):
-        hu = _plain(x)
+        hu = plain_tensor(x)
         shape = len(hu),1,1,1
         some = torch.rand(shape, device=hu.device) < self.share
         shift = torch.empty(shape, device=hu.device).uniform_(-self.centre, self.centre)
@@ -298,10 +367,10 @@ class _OnWindows(RandTransform):
         "The pictures `x`, (n, channels, H, W), changed"
         raise NotImplementedError
     def encodes(self, x:TensorHU):
-        out = _plain(x).clone()
+        out = plain_tensor(x).clone()
         some = torch.nonzero(_uniform(out, 0, 1) < self.share)[:, 0]
         if len(some): out[some] = self.change(out[some])
-        return _like(out, x)
+        return same_channels(out, x)
 
 class BrightnessContrast(_OnWindows):
     "Brighter or darker, with more or less contrast"
@@ -357,7 +426,7 @@ class Reverse(RandTransform):
         super().__init__(p=1)
         self.share = p
     def encodes(self, x:TensorHU):
-        x = _plain(x)
+        x = plain_tensor(x)
         return TensorHU(torch.where(_uniform(x, 0, 1)[:, None, None, None] < self.share, x.flip(1), x))
 
 # %% ../../nbs/learn/03_augment.ipynb #e71f36b7
@@ -379,7 +448,7 @@ class OwnHead(RandTransform):
         self.share,self.margin = p,margin
 
     def encodes(self, x:TensorHU):
-        x = _plain(x)
+        x = plain_tensor(x)
         bone = (x > 300).any(1)
         (top,bottom),(left,right) = _extent(bone.sum(2)),_extent(bone.sum(1))
         half = torch.maximum(bottom - top, right - left)*(1 + 2*self.margin)

@@ -22,11 +22,10 @@ from ..core import InputError # before fastai, whose warning it silences
 from fastai.callback.core import Callback
 from fastai.data.all import DataLoaders, TfmdDL, Transform
 
-from .augment import (AUGMENTS, Blur, BrightnessContrast, CentreCrop, Elastic, Erasing, Flip, GridDistortion, HUJitter, OpticalDistortion, Pose, RandomCrop, Reverse, Rotate,
+from .augment import (AUGMENTS, Blur, BrightnessContrast, CentreCrop, Elastic, Erasing, Flip, GridDistortion, HUJitter, OpticalDistortion, PictureEffects, Pose, RandomCrop, Reverse, Rotate,
     ShiftScaleRotate, Warp, Warps, default_augment, get_augments)
 from .batch import SizeTo, TensorHU, TensorSubtypes, Windowed
 from .datablock import HUBlock, HUReader, PatientSplitter, SliceGetter, SubtypesBlock
-from .effects import PictureEffects
 from ..labels import SUBTYPES
 from ..data.neighbours import neighbour_rows, slice_positions
 from .sampling import SAMPLERS, BalancedDL, ClassWeightedDL, SeriesDL, StudyDL, class_weights, smooth_ends

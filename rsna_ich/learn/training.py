@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/training.html.md"""
 
 # %% auto #0
 __all__ = ['training_data', 'held_out_rows', 'branch_of_rows', 'recipe_dls', 'check_batches', 'recipe_model', 'train_stages',
-           'find_lr', 'predict_store', 'calibrate', 'train_store', 'train_folds', 'train']
+           'find_lr', 'predict_store', 'calibrate', 'train_store', 'train_folds', 'train', 'claim_run']
 
 # %% ../../nbs/learn/15_training.ipynb #35fc3979
 import json, shutil
@@ -390,7 +390,7 @@ def train(
     parts = [(_adapted(r, epochs, size, bs, folds, pretrained), w) for r,w in recipe_members(recipe)] if recipe.members else [(recipe, 1.)]
     description = dict(recipe=recipe.to_dict(), fraction=fraction, competition=str(Path(competition).resolve()))
     if recipe.members: description |= dict(members=[r.to_dict() for r,_ in parts])
-    fresh = first_alone(_same_run, dest, json.loads(json.dumps(description)))
+    fresh = first_alone(claim_run, dest, json.loads(json.dumps(description)))
     if (dest/'bundle'/('config.json' if _is_single(recipe) else 'ensemble.json')).exists() and not finish: return dest/'bundle'
     try: return _train_parts(competition, recipe, parts, dest, fraction, n_jobs, device, loggers, finish)
     except InputError:
@@ -432,8 +432,11 @@ def _finish_once(finish, bundle):
     distrib_barrier()
 
 # %% ../../nbs/learn/15_training.ipynb #a262a3e4
-def _same_run(dest, description):
-    "Note what is run in `dest`, or refuse if it was something else; True for a new run"
+def claim_run(
+    dest, # The run's folder
+    description:dict # What is run, as JSON would give it back
+) -> bool: # Is the run new?
+    "Note in `dest` what is run there; an `InputError` where something else was"
     note = dest/'run.json'
     if not note.exists():
         with atomic_path(note) as p: p.write_text(json.dumps(description, indent=1))

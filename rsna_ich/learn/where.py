@@ -18,7 +18,7 @@ from fastai.data.all import ItemTransform, TensorBase
 from fastai.torch_core import get_model
 from torch import nn
 
-from .batch import TensorHU, _plain
+from .batch import TensorHU, plain_tensor
 from ..labels import SUBTYPES
 
 # %% ../../nbs/learn/06_where.ipynb #94398aaa
@@ -36,15 +36,15 @@ class JoinWhere(ItemTransform):
     order,split_idx = 1.5,0
     def encodes(self, b):
         x,y,where = b
-        return TensorHU(torch.cat([_plain(x), F.interpolate(_plain(where).float(), size=x.shape[-2:])], 1)),y,where
+        return TensorHU(torch.cat([plain_tensor(x), F.interpolate(plain_tensor(where).float(), size=x.shape[-2:])], 1)),y,where
 
 class SplitWhere(ItemTransform):
     "Take the maps off again, on their own grid"
     order,split_idx = 2.5,0
     def encodes(self, b):
         x,y,where = b
-        moved = F.adaptive_avg_pool2d(_plain(x)[:, -where.shape[1]:].clamp(min=0), where.shape[-2:])
-        return TensorHU(_plain(x)[:, :-where.shape[1]].contiguous()),y,TensorWhere(moved)
+        moved = F.adaptive_avg_pool2d(plain_tensor(x)[:, -where.shape[1]:].clamp(min=0), where.shape[-2:])
+        return TensorHU(plain_tensor(x)[:, :-where.shape[1]].contiguous()),y,TensorWhere(moved)
 
 # %% ../../nbs/learn/06_where.ipynb #2e03b9dd
 SURE,TRACE = 12.,3. # mm2 in a cell from which there is blood, and up to which there is none
@@ -89,7 +89,7 @@ class AskWhere(Callback):
         self.learn.yb = self.yb[:1]
     def after_loss(self):
         "Add what the maps say"
-        if self.maps is not None: self.learn.loss_grad = self.loss_grad + self.weight*where_loss(self.answer, _plain(self.maps))
+        if self.maps is not None: self.learn.loss_grad = self.loss_grad + self.weight*where_loss(self.answer, plain_tensor(self.maps))
     def after_fit(self):
         "Let go"
         self.hook.remove()

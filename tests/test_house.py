@@ -40,7 +40,7 @@ def default_exp(path):
 
 
 ORDER = [m for m in map(default_exp, NOTEBOOKS) if m]
-# Data goes down this list: a wing imports only from wings before it, and from the root's `core`, `labels` and `metrics`
+# Data goes down this list: a wing imports only from wings before it, and from the root's `core`, `labels`, `metrics` and `page`
 WINGS = 'data simulate model learn predict judge apps'.split()
 # These wings and the root load neither of the learning libraries until they are asked to learn
 LIGHT_WINGS = ['root', 'data', 'predict', 'judge']

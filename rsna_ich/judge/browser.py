@@ -15,7 +15,7 @@ import pandas as pd
 
 from .measures import KINDS, pick_slices
 from ..labels import SUBTYPES
-from .page import CSS, grid, html_table, number, paragraph, picture
+from ..page import CSS, grid, html_table, number, paragraph, picture
 from .truth import TRUTH
 from ..data.windowing import BRAIN, SUBDURAL, apply_window
 

@@ -21,7 +21,7 @@ from ..core import InputError, atomic_path, progress
 from ..data.dicom import read_hu
 from ..labels import SUBTYPES, cooccurrence, find_labels, prevalence, read_labels
 from ..data.metadata import QualityReport, check_folder, find_competition, open_slice, series_groups
-from .page import figure, page, paragraph, section, tile, grid, html_table, write_page
+from ..page import figure, page, paragraph, section, tile, grid, html_table, write_page
 from ..data.windowing import BRAIN, WINDOWINGS, apply_window, get_windowing
 
 # %% ../../nbs/judge/06_eda.ipynb #f61b1ec7

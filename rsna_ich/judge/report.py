@@ -18,7 +18,7 @@ import pandas as pd
 from .measures import KINDS, measure_by, operating_points, pick_slices, recalibrated
 from ..metrics import auc, confusion, predictive_values, reliability, sensitivity_specificity
 from ..labels import SUBTYPES
-from .page import (CHART_STYLE, COLOURS, chart, figure, grid, html_table, interval, number, page, paragraph,
+from ..page import (CHART_STYLE, COLOURS, chart, figure, grid, html_table, interval, number, page, paragraph,
                            picture, section, tile,
                            write_page)
 from .truth import TRUTH

@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from .measures import KINDS, pick_slices
+from .measures import SLICE_KINDS, pick_slices
 from ..labels import SUBTYPES
 from ..page import CSS, grid, html_table, number, paragraph, picture
 from .truth import TRUTH
@@ -80,7 +80,7 @@ class ErrorBrowser:
     def _repr_html_(self):
         body = ''.join(self._one(row) for _,row in self.rows.iterrows()) or paragraph('There is none.')
         style = CSS.replace(':root', ':scope').replace('body{', ':scope{')
-        return f'<style>@scope{{{style}}}</style><h2>{escape(KINDS[self.kind])}</h2>{body}'
+        return f'<style>@scope{{{style}}}</style><h2>{escape(SLICE_KINDS[self.kind])}</h2>{body}'
 
 # %% ../../nbs/judge/05_browser.ipynb #170d9329
 def class_activation(

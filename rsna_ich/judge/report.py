@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .measures import KINDS, measure_by, operating_points, pick_slices, recalibrated
+from .measures import SLICE_KINDS, measure_by, operating_points, pick_slices, recalibrated
 from ..metrics import auc, confusion, predictive_values, reliability, sensitivity_specificity
 from ..labels import SUBTYPES
 from ..page import (CHART_STYLE, COLOURS, chart, figure, grid, html_table, interval, number, page, paragraph,
@@ -167,7 +167,7 @@ def _gallery(evaluation, images, n):
     if evaluation.slices is None or images is None: return ''
     parts = [paragraph('Brain window, 40/80 HU; one slice a study at most. Bars are what the model says; '
                        'a dot and orange mark what the truth says.', 'soft')]
-    for kind,title in KINDS.items():
+    for kind,title in SLICE_KINDS.items():
         rows = pick_slices(evaluation, kind, n)
         if len(rows): parts.append(f'<h3>{escape(title)}</h3>'
                                    + grid([_card(row, images) for _,row in rows.iterrows()], 230))

@@ -104,7 +104,8 @@ def _called(source, name): return name if isinstance(source, pd.DataFrame) else 
 def join_truth(
     predictions, # Predictions: path or DataFrame, see `read_wide`
     truth, # Truth: path or DataFrame, by image or by study
-    subset:bool=False # May there be truth without predictions?
+    subset:bool=False, # May there be truth without predictions?
+    how:str='max' # From slices to studies where the truth is by study, see `study_table`
 ) -> pd.DataFrame: # Every row of `predictions`, with `true_any` ... and the other columns of `truth`
     "Predictions with their truth; InputError names the images that lack either"
     p = read_wide(predictions)
@@ -112,7 +113,7 @@ def join_truth(
     ours,theirs = _called(predictions, 'the predictions'),_called(truth, 'the truth')
     key = 'image_id' if 'image_id' in t else 'study_id'
     if key not in p: raise InputError(ours, f'no {key}, by which the truth goes')
-    if key == 'study_id' and 'image_id' in p: p = study_table(p)
+    if key == 'study_id' and 'image_id' in p: p = study_table(p, how)
     silent = t[SUBTYPES].isna().all() & (pd.Series(SUBTYPES, SUBTYPES) != 'any')
     binary = t[SUBTYPES].isin((0, 1)).all() | silent
     if not binary.all(): raise InputError(theirs, f'{a_few(binary.index[~binary])} must be 0 or 1 (are the two files swapped?)')

@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test docs lab bench bundle readme export hooks licences dist clean distclean FORCE
+.PHONY: help env demo test docs lab bench bundle readme export hooks licences measures dist clean distclean FORCE
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ hooks: $(READY) ## nbdev's git and Jupyter hooks: notebooks are cleaned when sav
 
 licences: $(READY) ## The licence of every package that this one needs
 	@$(BIN)/python tools/licences.py
+
+measures: ## How readable the notebooks are: lines a cell, density, words
+	@$(or $(wildcard $(BIN)/python),python3) tools/measures.py
 
 dist: $(READY) ## Wheel and sdist in dist/
 	@$(BIN)/python -m build --no-isolation

@@ -86,8 +86,11 @@ class Measured(NamedTuple):
 def _subtype_row(p, y, prior, groups):
     "One subtype's figures, without its AUC"
     known = not np.isnan(y).any()
-    return dict(n=len(y), positive=int(np.nansum(y)), patients=pd.Series(groups)[y > 0].nunique(),
-                log_loss=_losses(p, y).mean(), prior_log_loss=_losses(np.full(len(y), prior), y).mean(),
+    return dict(n=len(y),
+                positive=int(np.nansum(y)),
+                patients=pd.Series(groups)[y > 0].nunique(),
+                log_loss=_losses(p, y).mean(),
+                prior_log_loss=_losses(np.full(len(y), prior), y).mean(),
                 ece=expected_calibration_error(y, p) if known else np.nan)
 
 # %% ../../nbs/judge/02_measures.ipynb #fe2fc14e
@@ -275,7 +278,8 @@ def evaluate(
 def _evaluation(levels, prior, left_out, info, seed):
     "The `Evaluation` of judged rows; a prior of training labels is one of slices, so studies are held against their own"
     priors = {level: prior if level == 'slice' else None for level in levels}
-    found = {level: measure_rows(rows, rows.group, priors[level], info['n_boot'], seed) for level,rows in levels.items()}
+    found = {}
+    for level,rows in levels.items(): found[level] = measure_rows(rows, rows.group, priors[level], info['n_boot'], seed)
     measures = {level: of.measures for level,of in found.items()}
     subtypes = {level: of.subtypes for level,of in found.items()}
     told = {level: _OWN_PRIOR if prior is None else 'the training labels' for level,prior in priors.items()}
@@ -330,6 +334,13 @@ def _recalibrate(p, y, fold):
         temperatures.append(calibration.temperature)
     return corrected, np.mean(temperatures)
 
+# %% ../../nbs/judge/02_measures.ipynb #6d7b6765
+def _calibration_row(p, y, temperature):
+    "One row of `recalibrated`"
+    return dict(score=_row_scores(p, y).mean(),
+                ece=expected_calibration_error(y[:, 0], p[:, 0]),
+                temperature=temperature)
+
 # %% ../../nbs/judge/02_measures.ipynb #f9f77828
 def recalibrated(
     evaluation, # An `Evaluation`
@@ -342,10 +353,11 @@ def recalibrated(
     p = rows[SUBTYPES].to_numpy(float)
     y = rows[TRUTH].to_numpy(float)
     patients = rows.group.nunique()
-    if np.isnan(y).any() or patients < 2*folds: raise ValueError(f'{patients} patients are too few for {folds} folds, or a subtype is unknown')
+    if np.isnan(y).any() or patients < 2*folds:
+        raise ValueError(f'{patients} patients are too few for {folds} folds, or a subtype is unknown')
     corrected,temperature = _recalibrate(p, y, deal_patients(rows.group, folds, seed))
-    def figures(p, temperature): return dict(score=_row_scores(p, y).mean(), ece=expected_calibration_error(y[:, 0], p[:, 0]), temperature=temperature)
-    return pd.DataFrame([figures(p, 1.), figures(corrected, temperature)], ['as predicted', 'recalibrated'])
+    table = {'as predicted': _calibration_row(p, y, 1.), 'recalibrated': _calibration_row(corrected, y, temperature)}
+    return pd.DataFrame.from_dict(table, orient='index')
 
 # %% ../../nbs/judge/02_measures.ipynb #f8f8fff2
 def _trait(rows, what, bins):
@@ -365,10 +377,17 @@ def _group_row(name, rows, n_boot, seed):
     "One row of `measure_by`"
     measures = measure_rows(rows, rows.group, None, n_boot, seed).measures
     auc = measures.loc['AUC any']
-    return dict(group=name, n=len(rows), positive=int(rows.true_any.sum()), patients=rows.group.nunique(),
-                score=measures.value['score'], prior=measures.value['prior score'],
-                auc=auc['value'], auc_low=auc.low, auc_high=auc.high,
-                sensitivity=measures.value['sensitivity'], specificity=measures.value['specificity'])
+    return dict(group=name,
+                n=len(rows),
+                positive=int(rows.true_any.sum()),
+                patients=rows.group.nunique(),
+                score=measures.value['score'],
+                prior=measures.value['prior score'],
+                auc=auc['value'],
+                auc_low=auc.low,
+                auc_high=auc.high,
+                sensitivity=measures.value['sensitivity'],
+                specificity=measures.value['specificity'])
 
 # %% ../../nbs/judge/02_measures.ipynb #799f7eaf
 def measure_by(

@@ -63,10 +63,15 @@ def _hu(path):
     return hu if hu.ndim == 2 else hu[0]
 
 @lru_cache(512)
-def _series_box(paths, shape):
+def _pixel_mm(path):
+    "Of a row and a column of a file, mm"
+    return tuple(read_slices([path], n_jobs=1)[['row_mm', 'col_mm']].iloc[0])
+
+@lru_cache(512)
+def _series_box(paths, shape, pixel_mm):
     "Where the head is, for pictures of one shape"
     same = [o for o in map(_hu, paths) if o.shape == shape]
-    return head_box(np.stack(same)) if same else whole_box(shape)
+    return head_box(np.stack(same), pixel_mm=pixel_mm) if same else whole_box(shape)
 
 class HUReader(Transform):
     "Rows of `SliceGetter`'s table, or paths of single files, to `TensorHU`"
@@ -77,8 +82,9 @@ class HUReader(Transform):
 
     def encodes(self, o:(pd.Series, Path, str)):
         known = isinstance(o, pd.Series)
+        pixel = (o.row_mm, o.col_mm) if known else _pixel_mm(str(o))
         hu = {p: _hu(p) for p in dict.fromkeys(o.paths if known else [o])}
-        def box(p): return _series_box(o.series_paths if known else (p,), hu[p].shape) if self.crop else whole_box(hu[p].shape)
+        def box(p): return _series_box(o.series_paths if known else (p,), hu[p].shape, pixel) if self.crop else whole_box(hu[p].shape)
         return TensorHU(np.stack([crop_resize(hu[p], box(p), self.size) for p in (o.paths if known else [o])]))
 
 class SubtypesReader(Transform):

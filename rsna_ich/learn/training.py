@@ -31,7 +31,7 @@ from ..data.metadata import find_competition, read_slices
 from ..metrics import auc, choose_threshold, constant_prior, fit_temperature, sensitivity_specificity, sigmoid, weighted_log_loss
 from ..model.net import create_model, find_weights, save_bundle
 from .recipes import Recipe, get_recipe, recipe_members, scale_recipe
-from ..data.store import build_store
+from ..data.store import CROP_RULE, build_store
 from ..data.windowing import n_channels
 
 # %% ../../nbs/learn/15_training.ipynb #6ef47f6a
@@ -330,7 +330,7 @@ def _finish(model, store, labels, recipe, held, dest, about):
     prior = constant_prior(table.loc[~held, SUBTYPES].to_numpy('float64'))
     same = {k: getattr(recipe, k) for k in ('windowing', 'neighbours', 'size', 'store_size', 'crop', 'flip_weight')}
     judged = calibrate(logits, table.loc[held, SUBTYPES].to_numpy('float64'), recipe.specificity)
-    config = about | same | dict(prior=[float(p) for p in prior], recipe=recipe.to_dict()) | judged
+    config = about | same | dict(crop_rule=CROP_RULE, prior=[float(p) for p in prior], recipe=recipe.to_dict()) | judged
     save_bundle(dest/'bundle', model, config, _card(recipe, config))
 
 # %% ../../nbs/learn/15_training.ipynb #e3edb506

@@ -132,7 +132,8 @@ def model(self:Predictor):
 def predict_hu(self:Predictor,
     hu, # int16 HU of one series in order, (n, h, w), any size; or one slice, (h, w)
     z_mm=None, # Position of each slice, mm, (n,), where known
-    thickness_mm=None # Of each slice, mm, (n,) or a number, likewise
+    thickness_mm=None, # Of each slice, mm, (n,) or a number, likewise
+    pixel_mm=None # Of a row and a column, mm, where known
 ) -> np.ndarray: # Probabilities, float64 (n, 6), in the order of SUBTYPES
     "Probabilities of the slices of one series"
     hu = np.asarray(hu)
@@ -141,11 +142,12 @@ def predict_hu(self:Predictor,
     if not len(hu): return np.zeros((0, len(SUBTYPES)))
     if hu.min() < HU_FLOOR: hu = np.maximum(hu, HU_FLOOR) # a copy, which most series need not
     hu = hu.astype('int16', copy=False)
-    box,small,p = head_box(hu),{},0
+    small,p = {},0
     for member,weight in zip(self.members, self.weights):
-        size = member.config['store_size']
-        if size not in small: small[size] = self._cropped(hu, box, size)
-        p = p + weight*member.probabilities(small[size], z_mm, thickness_mm, self.tta, self.average)
+        size,pixel = member.config['store_size'],pixel_mm if member.config.get('crop_rule', 1) > 1 else None
+        key = size,pixel is None
+        if key not in small: small[key] = self._cropped(hu, head_box(hu, pixel_mm=pixel), size)
+        p = p + weight*member.probabilities(small[key], z_mm, thickness_mm, self.tta, self.average)
     return np.clip(reconcile(p, self.any_rule), self.clip, 1 - self.clip)
 
 @patch
@@ -276,7 +278,8 @@ def _predict_rows(self:Predictor, rows):
     for shape in dict.fromkeys(h.shape[-2:] for h in hu.values()):
         frames = [(i, k+1 if h.ndim == 3 else 0, f) for i,h in hu.items() if h.shape[-2:] == shape for k,f in enumerate(h if h.ndim == 3 else [h])]
         where = rows.loc[[i for i,*_ in frames]]
-        p = self.predict_hu(np.stack([f for *_,f in frames]), *(where[c].to_numpy('float64', na_value=np.nan) for c in ('z_mm', 'thickness_mm')))
+        z,thickness,*pixel = (where[c].to_numpy('float64', na_value=np.nan) for c in ('z_mm', 'thickness_mm', 'row_mm', 'col_mm'))
+        p = self.predict_hu(np.stack([f for *_,f in frames]), z, thickness, np.median(pixel, 1))
         out += [(int(i), k, q.tolist(), int(pos), 'ok') for (i,k,_),q,pos in zip(frames, p, self.positive(p, read=True))]
     return out
 

@@ -25,14 +25,16 @@ EDITION = 7 # of the simulated patients: it goes up when they change, and a stor
 def simulated_table(
     n_patients:int, # How many
     seed:int, # Of the population: patients of different seeds are different people
-    max_slices:int=20 # Slices a patient at most; few, since another patient teaches more than another slice
+    max_slices:int=20, # Slices a patient at most; few, since another patient teaches more than another slice
+    size:int=512 # Rows and columns that are simulated
 ) -> pd.DataFrame:
     "The slices table of patients who are still to be simulated"
     rows = []
     for i,patient in enumerate(np.random.default_rng([seed, 7]).integers(2**31, size=n_patients).tolist()):
         protocol,z = plan_scan(patient, max_slices=max_slices)
         ids = {f'{kind}_id': make_id(seed, kind, i, digits=8 if kind == 'patient' else 10) for kind in ('patient', 'study', 'series')}
-        about = dict(path=f'simulated:{patient}:{EDITION}', **ids, n_slices=len(z), thickness_mm=protocol.thickness, status='ok')
+        pixel = protocol.pixel*512/size
+        about = dict(path=f'simulated:{patient}:{EDITION}', **ids, n_slices=len(z), thickness_mm=protocol.thickness, row_mm=pixel, col_mm=pixel, status='ok')
         rows += [dict(image_id=make_id(seed, i, k), slice_index=k, z_mm=float(o), **about) for k,o in enumerate(z)]
     return pd.DataFrame(rows)
 
@@ -72,7 +74,8 @@ def read_simulated(
     patient = int(rows.path.iloc[0].split(':')[1])
     scan = simulate_patient(patient, size, prevalence, max_slices=max_slices, masks=True)
     hu = np.maximum(scan.hu, -1024)
-    maps = blood_maps(scan.masks, head_box(hu), scan.protocol.pixel*512/size)
+    pixel = scan.protocol.pixel*512/size
+    maps = blood_maps(scan.masks, head_box(hu, pixel_mm=pixel), pixel)
     with atomic_path(Path(truth)/f'{rows.series_id.iloc[0]}.npz') as p:
         with open(p, 'wb') as f: np.savez_compressed(f, areas=scan.areas, clear=scan.clear, maps=maps)
     by_index = dict(enumerate(hu))
@@ -93,7 +96,7 @@ def simulated_store(
     from rsna_ich.simulate.bleeds import slice_labels
     dest = Path(dest)
     read = partial(read_simulated, truth=dest/'truth', prevalence=prevalence, max_slices=max_slices, size=pixels)
-    store = build_store(simulated_table(n_patients, seed, max_slices), dest, size=size, n_jobs=n_jobs, read=read, desc='simulate')
+    store = build_store(simulated_table(n_patients, seed, max_slices, pixels), dest, size=size, n_jobs=n_jobs, read=read, desc='simulate')
     areas = _by_slice(store, 'areas')
     index = pd.Index(store.slices.image_id, name='image_id')
     return store,pd.DataFrame(slice_labels(areas), index, SUBTYPES),pd.DataFrame(areas, index, SUBTYPES[1:])

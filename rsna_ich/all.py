@@ -23,7 +23,8 @@ _LIGHT = {
     'data.folds': 'make_folds',
     'simulate.phantom': 'simulate_patient write_competition',
     'model.bundle': 'default_bundle pack_bundles',
-    'learn.recipes': 'Recipe RECIPES Stage get_recipe',
+    'learn.recipes': 'Recipe Stage',
+    'learn.published': 'RECIPES get_recipe',
     'predict.predictor': 'load_predictor',
     'judge.report': 'write_report',
     'judge.measures': 'evaluate',
@@ -35,7 +36,7 @@ _LIGHT = {
 _LEARNING = {
     'model.net': 'create_model load_bundle save_bundle',
     'learn.dataloaders': 'slice_dls',
-    'learn.fitting': 'slice_learner',
+    'learn.learner': 'slice_learner',
     'learn.training': 'train',
     'judge.browser': 'ErrorBrowser heat_maps',
 }

@@ -169,7 +169,7 @@ def train(
 ):
     "Train a recipe on a competition folder"
     import pandas as pd
-    from rsna_ich.learn.recipes import get_recipe
+    from rsna_ich.learn.published import get_recipe
     chosen = get_recipe(recipe)
     from rsna_ich.learn.training import train as run
     loggers = tuple(o for o in loggers.split(',') if o)
@@ -195,7 +195,8 @@ def lr(
     jobs:int=2 # Processes that read
 ):
     "Suggest learning rates for a recipe on a competition folder"
-    from rsna_ich.learn.recipes import get_recipe, scale_recipe
+    from rsna_ich.learn.published import get_recipe
+    from rsna_ich.learn.recipes import scale_recipe
     weights = {} if pretrained is None else dict(pretrained=False if pretrained == 'none' else pretrained)
     chosen = scale_recipe(get_recipe(recipe, **weights), size=size, bs=batch)
     if chosen.members: raise InputError(recipe, f'an ensemble: ask for one of {", ".join(o for o,_ in chosen.members)}')
@@ -215,7 +216,7 @@ def _draw_lr(suggestions, curve, own, path):
     "The finder's curve with its suggestions and the recipe's own rate"
     from matplotlib.figure import Figure
     from rsna_ich.core import atomic_path
-    from rsna_ich.learn.fitting import plot_lr_curve
+    from rsna_ich.learn.learner import plot_lr_curve
     figure = Figure((7, 3.5), layout='constrained')
     plot_lr_curve(suggestions | dict(recipe=own), curve, figure.subplots())
     with atomic_path(path) as p: figure.savefig(p, format='png', dpi=100)
@@ -233,7 +234,7 @@ def recipes(
     full:bool=False # All fields, and the members of ensembles
 ):
     "List the recipes; their sources, and all else, with `--full`"
-    from rsna_ich.learn.recipes import recipe_table
+    from rsna_ich.learn.published import recipe_table
     table = recipe_table(full)
     if full: return typer.echo(table.to_string())
     names = [o if ' + ' not in o else f'{o.count(" + ") + 1} networks' for o in table.backbone]

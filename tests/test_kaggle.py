@@ -123,7 +123,8 @@ def test_each_extra_wheel_brings_its_module():
 
 def test_train_within_limits(tmp_path, monkeypatch):
     "The training kernel's way: stopped by the clock it leaves nothing half done, called again it goes on to the bundle"
-    from rsna_ich.learn.recipes import Stage, get_recipe
+    from rsna_ich.learn.published import get_recipe
+    from rsna_ich.learn.recipes import Stage
     whole = write_competition(tmp_path/'competition', 6, seed=9, size=128, max_slices=8, n_jobs=1)
     recipe = get_recipe('quick', stages=(Stage(32, 1, bs=4),), store_size=48, pretrained=False)
     def train(recipe, hours=.1): return train_within(whole, recipe, tmp_path/'run', tmp_path/'scratch', hours, n_jobs=1)

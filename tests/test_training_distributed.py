@@ -15,7 +15,8 @@ import numpy as np, pandas as pd, torch
 torch.set_num_threads(1)
 from rsna_ich.learn.distributed import first_alone, join_processes
 from rsna_ich.labels import SUBTYPES
-from rsna_ich.learn.recipes import Stage, get_recipe
+from rsna_ich.learn.published import get_recipe
+from rsna_ich.learn.recipes import Stage
 from rsna_ich.data.store import build_store
 from rsna_ich.learn.training import held_out_rows, train_stages, train_store
 

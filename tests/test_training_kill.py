@@ -10,10 +10,11 @@ import sys, time
 import numpy as np, pandas as pd, torch
 from rsna_ich.labels import SUBTYPES
 torch.set_num_threads(1)
-from rsna_ich.learn.recipes import Stage, get_recipe
+from rsna_ich.learn.published import get_recipe
+from rsna_ich.learn.recipes import Stage
 from rsna_ich.data.store import build_store
 from rsna_ich.learn.training import train_store
-import rsna_ich.learn.fitting as fitting
+import rsna_ich.learn.learner as learner
 
 def pixels(rows):
     "Noise, and a bright disc where there is blood"
@@ -34,11 +35,11 @@ sick = table.set_index('image_id').sick.loc[store.slices.image_id]
 labels = pd.DataFrame({s: sick.astype('uint8') if s in ('any', 'subdural') else np.uint8(0) for s in SUBTYPES})
 recipe = get_recipe('quick', pretrained=False, stages=(Stage(32, 3, 16, freeze=1), Stage(40, 3, 16)), ema=.9, clip=1., accumulate=3, sample='balanced', smoothing=.02, averaged=2, branches=2)
 
-class Slow(fitting.Callback):
+class Slow(learner.Callback):
     "Time to be killed in, that uses no processor"
     def after_batch(self): time.sleep(float(slow))
-mine = fitting.recipe_callbacks
-fitting.recipe_callbacks = lambda *args: [*mine(*args), Slow()]
+mine = learner.recipe_callbacks
+learner.recipe_callbacks = lambda *args: [*mine(*args), Slow()]
 train_store(store, labels, recipe, f'{dest}/run')
 '''
 

@@ -89,7 +89,7 @@ def run_demo(
     say=print # Called with a line after each step
 ) -> dict: # Paths `submission`, `report`, `bundle`, and the `evaluation`
     "Simulate, check, store, train, predict, judge; what is done already is used"
-    from rsna_ich.learn.recipes import get_recipe
+    from rsna_ich.learn.published import get_recipe
     dest,recipe = Path(dest),get_recipe(recipe)
     if patients < 4: raise InputError(dest, f'{patients} patients: four at least, three to learn from and one to judge by')
     say(f'1/5 simulated competition: {patients} patients')

@@ -271,7 +271,7 @@ def train_within(
 ) -> Path|None: # The bundle; None where the time was up before it was done
     "Train a recipe within limits of time and disk; called again, it goes on"
     import rsna_ich.learn.sequence, rsna_ich.learn.training # before the clock starts: half an import cannot be repeated
-    from rsna_ich.learn.recipes import get_recipe
+    from rsna_ich.learn.published import get_recipe
     recipe = get_recipe(recipe)
     if recipe.members: raise InputError(recipe.name, 'an ensemble: train its members one by one')
     try:
@@ -349,7 +349,7 @@ def build_kernel(
     resume:bool=False # Shall the training kernel have its own earlier output among its inputs?
 ) -> list: # Wheels that could not be had; the kernels work without
     "Write the data set and both kernels as Kaggle's client pushes them"
-    from rsna_ich.learn.recipes import get_recipe
+    from rsna_ich.learn.published import get_recipe
     dest,bundle = Path(dest),find_bundle(model_bundle or default_bundle())
     if not re.fullmatch(r'[A-Za-z0-9][\w-]*', user):
         raise InputError(user, "not a user's name as in Kaggle's addresses")

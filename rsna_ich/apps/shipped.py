@@ -208,7 +208,7 @@ def make_shipped(
     "Simulate, train, add the second stage, judge, and write bundle and card; an `InputError` where `work` holds another recipe's or older patients' run"
     from rsna_ich.predict.predictor import default_bundle
     from rsna_ich.predict.onnx import export_onnx
-    from rsna_ich.learn.recipes import get_recipe
+    from rsna_ich.learn.published import get_recipe
     from rsna_ich.learn.sequence import finish_run
     from rsna_ich.simulate.population import EDITION, simulated_blood, simulated_store
     from rsna_ich.learn.training import claim_run, train_store

@@ -24,13 +24,15 @@ from fastai.torch_core import default_device, distrib_barrier, rank_distrib, set
 from ..model.bundle import pack_bundles
 from .dataloaders import SizeTo, SliceDataset, Windowed, slice_dls
 from .distributed import first_alone, join_processes, my_share, own_device, together
-from .fitting import BatchBar, Checkpoint, fit_leg, keep_freed_memory, logger_callbacks, lr_curve, slice_learner
+from .checkpoint import Checkpoint
+from .learner import BatchBar, fit_leg, keep_freed_memory, logger_callbacks, lr_curve, slice_learner
 from ..data.folds import check_folds, holdout, make_folds
 from ..labels import SUBTYPES, read_labels
 from ..data.metadata import find_competition, read_slices
 from ..metrics import auc, choose_threshold, constant_prior, fit_temperature, sensitivity_specificity, sigmoid, weighted_log_loss
 from ..model.net import create_model, find_weights, save_bundle
-from .recipes import Recipe, get_recipe, recipe_members, scale_recipe
+from .published import get_recipe, recipe_members
+from .recipes import Recipe, scale_recipe
 from ..data.store import CROP_RULE, build_store
 from ..data.windowing import n_channels
 
@@ -129,7 +131,7 @@ def train_stages(
     recipe, # A `Recipe`
     dest, # Where weights of finished stages, the checkpoint and `curves.csv` go
     device=None, # Of training; fastai's default
-    loggers=(), # Names of `fitting.LOGGERS`
+    loggers=(), # Names of `learner.LOGGERS`
     maps=None, # Of where the blood is, as in `where_maps`, one a row of the store, for recipes that ask
     skip=None # bool, one a row of the store: slices neither to train on nor to validate with
 ) -> tuple: # `SliceModel`, DataFrame of curves: stage size epoch train_loss valid_loss competition_metric any_auc, and branch where there are several
@@ -221,8 +223,8 @@ def find_lr(
     recipe, # A `Recipe`
     k:int=0, # For which of its stages
     device=None, # Of training
-    **kwargs # Of `fitting.lr_curve`: start, end, batches
-) -> tuple: # dict of suggestions, DataFrame of lr and smoothed loss, for `fitting.plot_lr_curve`
+    **kwargs # Of `learner.lr_curve`: start, end, batches
+) -> tuple: # dict of suggestions, DataFrame of lr and smoothed loss, for `learner.plot_lr_curve`
     "fastai's learning-rate finder for one stage of a recipe, from pretrained weights"
     set_seed(recipe.seed, reproducible=True)
     held = held_out_rows(store, labels, recipe)
@@ -303,7 +305,7 @@ def train_store(
     name:str|None=None, # Of the model; the recipe's unless given
     device=None, # Of training
     held=None, # bool, one a row of the store; `held_out_rows` unless given
-    loggers=(), # Names of `fitting.LOGGERS`
+    loggers=(), # Names of `learner.LOGGERS`
     skip=None, # bool, one a row of the store: slices neither to train on nor to validate with; those held out are predicted all the same
     maps=None # Of where the blood is, as in `where_maps`, one a row of the store, for recipes that ask
 ) -> Path: # The bundle
@@ -342,7 +344,7 @@ def train_folds(
     trained_on:str='', # Name of the data, for the bundles
     name:str|None=None, # Of the model; the recipe's unless given
     device=None, # Of training
-    loggers=() # Names of `fitting.LOGGERS`
+    loggers=() # Names of `learner.LOGGERS`
 ) -> list: # The bundles
     "A model a fold, and the out-of-fold predictions of all"
     dest,table,n = Path(dest),_with_labels(store, labels),recipe.trained_folds or recipe.folds
@@ -379,7 +381,7 @@ def train(
     device=None, # Of training; fastai's default
     bs:int|None=None, # Slices a batch, instead of the recipe's
     folds:int|None=None, # Cross-validation in so many folds, instead of the recipe's; 1: one split
-    loggers=(), # Names of `fitting.LOGGERS`: csv, tensorboard, wandb, mlflow
+    loggers=(), # Names of `learner.LOGGERS`: csv, tensorboard, wandb, mlflow
     pretrained=None, # As in `create_model`, instead of the recipe's; 'none' for random weights, 'shipped' to go on from the package's model
     finish=None # Called with each model's bundle and run folder, e.g. to add a second stage
 ) -> Path: # The bundle

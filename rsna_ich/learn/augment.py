@@ -438,14 +438,15 @@ def _extent(counts, least=3):
     return first,last
 
 class OwnHead(RandTransform):
-    "Some slices enlarged until their own head fills the picture"
+    "Some slices enlarged until their own head fills the picture, or only moved until it is in the middle"
     order,split_idx = 1.7,0 # after maps of blood, far below 300 in their mm2, have joined the slices
     def __init__(self,
         p:float=.5, # Share of the slices
-        margin:float=.1 # Added on each side of the bone, of its longer side
+        margin:float=.1, # Added on each side of the bone, of its longer side
+        zoom:bool=True # Enlarge? Otherwise only move
     ):
         super().__init__(p=1)
-        self.share,self.margin = p,margin
+        self.share,self.margin,self.zoom = p,margin,zoom
 
     def encodes(self, x:TensorHU):
         x = plain_tensor(x)
@@ -454,7 +455,7 @@ class OwnHead(RandTransform):
         half = torch.maximum(bottom - top, right - left)*(1 + 2*self.margin)
         some = torch.nonzero((_uniform(x, 0, 1) < self.share) & (half < .95))[:, 0]
         if not len(some): return TensorHU(x)
-        one = half[some].clamp(min=.2)
+        one = half[some].clamp(min=.2) if self.zoom else torch.ones_like(half[some])
         points = _affine(_points(x[some]), torch.zeros_like(one), one, one, (left + right - 1)[some], (top + bottom - 1)[some])
         out = x.clone()
         out[some] = _sample(x[some], points)

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/model/net.html.md"""
 
 # %% auto #0
 __all__ = ['PIP_WEIGHTS', 'pip_weights', 'WhereHead', 'LastOf', 'SliceModel', 'find_weights', 'create_model', 'body_and_head',
-           'save_bundle', 'load_bundle']
+           'save_bundle', 'load_bundle', 'widen_bundle']
 
 # %% ../../nbs/model/02_net.ipynb #da8a5f98
 import json
@@ -19,6 +19,7 @@ from torch import nn
 from .. import __version__
 from .bundle import POOLS, check_config, default_bundle, find_bundle, read_config
 from ..core import DISCLAIMER, InputError, atomic_path
+from ..data.windowing import CHANNELS
 from ..labels import SUBTYPES
 
 # %% ../../nbs/model/02_net.ipynb #ed997820
@@ -253,3 +254,20 @@ def load_bundle(
         raise InputError(file, f'does not match {backbone} with {channels} channels: {differ}')
     model.load_state_dict({k: v.to(ours[k].dtype) for k,v in state.items()})
     return model.eval().to(device),config
+
+# %% ../../nbs/model/02_net.ipynb #bf8cf4c9
+def widen_bundle(
+    bundle, # A bundle's folder, of one channel
+    windowing:str, # A name of WINDOWINGS whose first channel is the bundle's own
+    dest # The new bundle's folder
+) -> Path: # `dest`
+    "A bundle's network with more channels, of which it minds only its own until it learns otherwise; raises `InputError`"
+    model,config = load_bundle(bundle)
+    ours,theirs = CHANNELS[windowing],CHANNELS[config['windowing']]
+    if model.channels != 1 or theirs[0] != ours[0]: raise InputError(bundle, f'its channels are {", ".join(theirs)}, not {ours[0]} alone')
+    wide,state = SliceModel(model.backbone, len(ours), pool=model.pool),model.state_dict()
+    name,weight = next((k, v) for k,v in state.items() if v.ndim == 4)
+    state[name] = torch.cat([weight, weight.new_zeros(len(weight), len(ours) - 1, *weight.shape[2:])], 1)
+    wide.load_state_dict(state)
+    known = {k: v for k,v in config.items() if k not in ('second_stage', 'judged')}
+    return save_bundle(dest, wide, known | dict(windowing=windowing, channels=len(ours)), half=False)

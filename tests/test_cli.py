@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from rsna_ich.core import DISCLAIMER, real_data
-from rsna_ich.predict.predictor import COLUMNS
+from rsna_ich.predict.folder import SLICE_COLUMNS
 from rsna_ich.labels import SUBTYPES
 
 ICH = Path(sys.executable).parent/'ich'
@@ -55,7 +55,7 @@ def test_predict_a_real_study(tmp_path):
     done = ich('predict', GE, '--out', tmp_path/'out')
     assert done.returncode == 0, done.stderr
     slices = pd.read_csv(tmp_path/'out'/'slices.csv')
-    assert list(slices.columns) == COLUMNS
+    assert list(slices.columns) == SLICE_COLUMNS
     assert (len(slices), set(slices.status), slices.image_id.nunique()) == (28, {'ok'}, 28)
     assert slices[SUBTYPES].apply(lambda c: c.between(0, 1)).all(axis=None) and slices.positive.isin([0, 1]).all()
     assert sorted(slices.slice_index) == list(range(28))
@@ -217,13 +217,13 @@ def test_predictions_are_not_overwritten_by_a_slip(competition, tmp_path):
 def test_predict_stopped_and_continued(competition, tmp_path):
     "Ctrl-C after the first series; the same command then ends in the same files"
     code = ('import sys\n'
-            'from rsna_ich import inference\n'
-            'whole, calls = inference.Predictor._predict_rows, []\n'
+            'from rsna_ich.predict.predictor import Predictor\n'
+            'whole, calls = Predictor.predict_rows, []\n'
             'def stop(self, rows):\n'
             '    calls.append(1)\n'
             '    if len(calls) > 1: raise KeyboardInterrupt\n'
             '    return whole(self, rows)\n'
-            'inference.Predictor._predict_rows = stop\n'
+            'Predictor.predict_rows = stop\n'
             'from rsna_ich.cli import app\n'
             'sys.argv = ["ich", "predict", *sys.argv[1:]]\n'
             'app()')

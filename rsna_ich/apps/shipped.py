@@ -206,7 +206,7 @@ def make_shipped(
     **kwargs # Of `finish_run`: how the second stage is trained
 ) -> Path: # The bundle
     "Simulate, train, add the second stage, judge, and write bundle and card; an `InputError` where `work` holds another recipe's or older patients' run"
-    from rsna_ich.predict.predictor import default_bundle
+    from rsna_ich.model.bundle import default_bundle
     from rsna_ich.predict.onnx import export_onnx
     from rsna_ich.learn.published import get_recipe
     from rsna_ich.learn.sequence import finish_run

@@ -133,6 +133,14 @@ def test_could_not_start(tmp_path):
         assert 'Traceback' not in done.stderr and done.stderr.strip()
 
 
+def test_closed_pipe_is_no_error():
+    "As in `ich recipes | head -1`: whoever reads has seen enough"
+    process = subprocess.Popen([str(ICH), 'recipes', '--full'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() in (0, 1) and said == '', said
+
+
 def as_stage_1(competition, dest):
     shutil.copytree(competition, dest)
     for p in dest.iterdir():

@@ -10,7 +10,7 @@ __all__ = ['OURS', 'NOTEBOOKS', 'MEMBERS', 'WINNERS', 'RECIPES', 'get_recipe', '
 # %% ../../nbs/learn/10_published.ipynb #256598ad
 from dataclasses import fields, replace
 
-from ..core import InputError
+from ..core import InputError, did_you_mean
 from .recipes import Recipe, Stage
 
 # %% ../../nbs/learn/10_published.ipynb #5544302d
@@ -185,7 +185,7 @@ def get_recipe(
 ) -> Recipe:
     "A recipe by name, with `changes`"
     if not isinstance(recipe, Recipe):
-        if recipe not in RECIPES: raise InputError(recipe, f'no such recipe; there are {", ".join(RECIPES)}')
+        if recipe not in RECIPES: raise InputError(recipe, 'no such recipe' + (did_you_mean(recipe, RECIPES) or f'; there are {", ".join(RECIPES)}'))
         recipe = RECIPES[recipe]
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown: raise InputError(recipe.name, f'a recipe has no field {", ".join(sorted(unknown))}')

@@ -43,7 +43,8 @@ def plan_scan(
     from rsna_ich.simulate.acquisition import draw_protocol
     rng = np.random.default_rng([seed, 2020])
     protocol = protocol or draw_protocol(rng)
-    low,high = rng.uniform(-60, -45),rng.uniform(78, 90)
+    low = rng.uniform(-90, -48) # mm: from the first vertebra to the foramen magnum
+    high = rng.uniform(84, 106) # above the vertex
     return protocol,np.arange(low, high, max(protocol.spacing, (high-low)/max_slices))[:max_slices]
 
 def simulate_patient(
@@ -57,7 +58,8 @@ def simulate_patient(
 ) -> Scan:
     "A patient's head CT: anatomy, blood and acquisition from one seed"
     from rsna_ich.simulate.acquisition import acquire
-    from rsna_ich.simulate.anatomy import Head, draw_head, scan_grid
+    from rsna_ich.simulate.anatomy import Head, scan_grid
+    from rsna_ich.simulate.head import draw_head
     from rsna_ich.simulate.bleeds import blood_masks, mask_areas, mask_bits, plan_bleeds, slice_labels
     rng = np.random.default_rng([seed, 2019])
     protocol,z = plan_scan(seed, protocol, max_slices)

@@ -20,7 +20,7 @@ from .phantom import make_id, plan_scan, simulate_patient
 from ..data.store import Box, Store, build_store, head_box
 
 # %% ../../nbs/simulate/06_population.ipynb #e25576fa
-EDITION = 7 # of the simulated patients: it goes up when they change, and a store of older ones is made anew
+EDITION = 8 # of the simulated patients: it goes up when they change, and a store of older ones is made anew
 
 def simulated_table(
     n_patients:int, # How many

@@ -6,8 +6,9 @@ Docs: https://rsna-ich.github.io/rsna_ich/simulate/anatomy.html.md"""
 
 # %% auto #0
 __all__ = ['ORIGIN', 'SHAPE', 'CENTRE', 'ATLAS_VERSION', 'PIXEL', 'ROWS', 'COLS', 'sigmoid', 'VEINS', 'ARTERIES', 'make_atlas',
-           'cache_dir', 'load_atlas', 'scan_grid', 'sample', 'smooth_noise', 'ellipsoid', 'capsule', 'paint', 'box_of',
-           'rotation_matrix', 'Head', 'add_brain', 'tube', 'add_meninges', 'sutures', 'suture_distance', 'add_skull']
+           'cache_dir', 'load_atlas', 'scan_grid', 'sample', 'smooth_noise', 'vector', 'ellipsoid', 'capsule', 'paint',
+           'box_of', 'rotation_matrix', 'Head', 'add_brain', 'tube', 'add_meninges', 'sutures', 'suture_distance',
+           'add_skull']
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #510cca8b
 import os
@@ -150,7 +151,11 @@ def smooth_noise(
 # %% ../../nbs/simulate/01_anatomy.ipynb #16f112f5
 sigmoid = torch.sigmoid
 
-def _vec(v): return torch.as_tensor(np.asarray(v, dtype='float32'))
+def vector(
+    numbers # Three of them, or any array
+) -> torch.Tensor: # float32
+    "Numbers as a float tensor"
+    return torch.as_tensor(np.asarray(numbers, dtype='float32'))
 
 def ellipsoid(
     q, # Points in mm, (..., 3)
@@ -159,8 +164,8 @@ def ellipsoid(
     rotation=None # Rotation matrix (3, 3) or None
 ) -> torch.Tensor: # 1 on the surface, 0 at the centre
     "Distance from `centre` in units of the ellipsoid's radius"
-    turn = torch.eye(3) if rotation is None else _vec(rotation)
-    return torch.linalg.vector_norm((q - _vec(centre))@(turn/_vec(radii)), dim=-1)
+    turn = torch.eye(3) if rotation is None else vector(rotation)
+    return torch.linalg.vector_norm((q - vector(centre))@(turn/vector(radii)), dim=-1)
 
 def capsule(
     q, # Points in mm, (..., 3)
@@ -168,7 +173,7 @@ def capsule(
     end # mm, (3,)
 ) -> torch.Tensor: # mm
     "Distance from the segment between `start` and `end`"
-    a,b = _vec(start),_vec(end)
+    a,b = vector(start),vector(end)
     t = ((q-a)@(b-a)/((b-a)@(b-a))).clamp(0, 1)
     return (q - a - t[..., None]*(b-a)).norm(dim=-1)
 
@@ -236,17 +241,17 @@ class Head:
         rotation = rotation_matrix(self.rng.normal(0, [6, 4, 7])*[1, wild, wild] + [nod, 0, 0])
         scale = self.rng.uniform([.92, .92, .92], [1.07, 1.07, 1.05])*self.uniform(.95, 1.05)
         shift = np.append(self.rng.normal(0, 4, 2), 0)
-        return (points - _vec(CENTRE) - _vec(shift))@_vec(rotation)/_vec(scale) + _vec(CENTRE)
+        return (points - vector(CENTRE) - vector(shift))@vector(rotation)/vector(scale) + vector(CENTRE)
 
     @property
     def xyz(self): return self.q.unbind(-1)
     @property
-    def mirrored(self): return self.q*torch.where(self.q[..., :1] < 0, _vec([-1, 1, 1]), _vec([1, 1, 1]))
+    def mirrored(self): return self.q*torch.where(self.q[..., :1] < 0, vector([-1, 1, 1]), vector([1, 1, 1]))
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #7fde6014
 def _shrink(head:Head):
     "Where each point of a brain of this age came from: smaller brain, larger ventricles"
-    centre = _vec((0, -15, 12))
+    centre = vector((0, -15, 12))
     shrink = head.uniform(-.035, .02) + head.uniform(.2, 1)*.06*head.age**2
     q = centre + (head.q + head.push - centre)*(1 + shrink)
     near = ellipsoid(q, (0, -12, 16), (24, 38, 20)).square()

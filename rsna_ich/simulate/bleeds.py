@@ -15,6 +15,7 @@ from collections import namedtuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from .anatomy import CENTRE, PIXEL, vector, ellipsoid, paint, rotation_matrix, sigmoid, smooth_noise, sutures
 from ..labels import SUBTYPES
@@ -255,26 +256,6 @@ class Intraparenchymal(Bleed):
         elif kind < .32: self.foci = [(centre, self.uniform(2.5, 7))]
         elif kind < .42: self.infarcted = True
 
-    def _contuse(self):
-        "Contusions, sometimes beside a larger haematoma"
-        poles = [self._pole() for _ in range(self.rng.integers(1, 6))]
-        larger = self.foci if self.chance(.4) else []
-        self.foci = larger + [(pole, self.uniform(2.5, 9)) for pole in poles]
-
-    def _shear(self):
-        "Small bleeds where grey and white matter slide on each other, in the corpus callosum and beside the midbrain"
-        sites = [(8, 10, 24), (30, 30, 28), (36, -30, 34), (26, 10, 38), (10, -26, -12), (44, -10, -12)]
-        chosen = self.rng.choice(len(sites), self.rng.integers(1, 5))
-        self.foci = [(tuple(np.array(sites[k])*[self.rng.choice([-1, 1]), 1, 1] + self.rng.normal(0, 6, 3)), self.uniform(1.8, 4.5)) for k in chosen]
-
-    def _pole(self):
-        "Where a contusion is: on the orbital roof, at the frontal or the temporal pole"
-        kind = self.rng.random()
-        if kind < .4: return self.side*self.uniform(8, 40),self.uniform(15, 60),self.uniform(-26, -8)
-        if kind < .6: return self.side*self.uniform(8, 45),self.uniform(40, 66),self.uniform(-10, 25)
-        if kind < .9: return self.side*self.uniform(30, 54),self.uniform(-12, 22),self.uniform(-40, -16)
-        return self.side*self.uniform(40, 62),self.uniform(-70, 10),self.uniform(-15, 45)
-
     def push(self, head):
         self.distance = [self._distance(head, *focus) for focus in self.foci]
         for r,(centre,radius) in zip(self.distance, self.foci):
@@ -296,28 +277,57 @@ class Intraparenchymal(Bleed):
             if self.infarcted: mask = mask*sigmoid((self.noise(head, 6) + self.uniform(-.8, 1.2))/.35)
             self.bleed(head, mask, self._faded_clot(head, r) if self.faded else self._clot(head, centre, radius))
 
-    def _infarct(self, head):
-        "The dark area of an infarct round blood that leaked into it"
-        centre,radius = self.foci[0]
-        area = ellipsoid(head.q, np.array(centre)*[1.2, 1, 1], (radius+8)*np.array([1.2, 1.6, 1.3])) + .25*self.noise(head, 16)
-        dark = sigmoid((1-area)/.12)*head.tissue*self.uniform(.5, 1)
-        head.hu = paint(head.hu, dark, torch.minimum(head.hu, torch.tensor(self.uniform(17, 26))))
+# %% ../../nbs/simulate/02_bleeds.ipynb #d1e59d55
+@patch
+def _contuse(self:Intraparenchymal):
+    "Contusions, sometimes beside a larger haematoma"
+    poles = [self._pole() for _ in range(self.rng.integers(1, 6))]
+    larger = self.foci if self.chance(.4) else []
+    self.foci = larger + [(pole, self.uniform(2.5, 9)) for pole in poles]
 
-    def _oedema(self, head, r, radius):
-        wide,strength = ((4, 16), (.6, 1)) if self.faded else ((.5, 10), (.2, 1))
-        rim = sigmoid((1 + self.uniform(*wide)/radius - r)*radius/self.uniform(1, 3))*self.uniform(*strength)
-        head.hu = paint(head.hu, rim*head.tissue*(head.beyond < 1), torch.minimum(head.hu, torch.tensor(self.uniform(16, 24))))
+@patch
+def _shear(self:Intraparenchymal):
+    "Small bleeds where grey and white matter slide on each other, in the corpus callosum and beside the midbrain"
+    sites = [(8, 10, 24), (30, 30, 28), (36, -30, 34), (26, 10, 38), (10, -26, -12), (44, -10, -12)]
+    chosen = self.rng.choice(len(sites), self.rng.integers(1, 5))
+    self.foci = [(tuple(np.array(sites[k])*[self.rng.choice([-1, 1]), 1, 1] + self.rng.normal(0, 6, 3)), self.uniform(1.8, 4.5)) for k in chosen]
 
-    def _faded_clot(self, head, r):
-        "HU of a clot resorbed from outside, `r` being 1 at its edge: a core that is still denser than brain, and round it what is no longer"
-        core,rim,out = self.uniform(42, 62),self.uniform(22, 34),self.uniform(.4, 1)
-        return rim + (core - rim)*(1 - (r/out).square()).clamp(0, 1) + self.texture(head)*self.uniform(1, 4)
+@patch
+def _pole(self:Intraparenchymal):
+    "Where a contusion is: on the orbital roof, at the frontal or the temporal pole"
+    kind = self.rng.random()
+    if kind < .4: return self.side*self.uniform(8, 40),self.uniform(15, 60),self.uniform(-26, -8)
+    if kind < .6: return self.side*self.uniform(8, 45),self.uniform(40, 66),self.uniform(-10, 25)
+    if kind < .9: return self.side*self.uniform(30, 54),self.uniform(-12, 22),self.uniform(-40, -16)
+    return self.side*self.uniform(40, 62),self.uniform(-70, 10),self.uniform(-15, 45)
 
-    def _clot(self, head, centre, radius):
-        hu = self.uniform(56, 88) + self.texture(head)*self.uniform(1, 10)
-        if self.chance(.3): hu = hu - sigmoid((self.noise(head, radius*.5+2) - self.uniform(.3, 1.2))*4)*self.uniform(10, 35)
-        if self.chance(.12): hu = hu - sigmoid(head.q[..., 1] - centre[1] - self.uniform(-.3, .3)*radius)*self.uniform(15, 30)
-        return hu
+# %% ../../nbs/simulate/02_bleeds.ipynb #a086028d
+@patch
+def _infarct(self:Intraparenchymal, head):
+    "The dark area of an infarct round blood that leaked into it"
+    centre,radius = self.foci[0]
+    area = ellipsoid(head.q, np.array(centre)*[1.2, 1, 1], (radius+8)*np.array([1.2, 1.6, 1.3])) + .25*self.noise(head, 16)
+    dark = sigmoid((1-area)/.12)*head.tissue*self.uniform(.5, 1)
+    head.hu = paint(head.hu, dark, torch.minimum(head.hu, torch.tensor(self.uniform(17, 26))))
+
+@patch
+def _oedema(self:Intraparenchymal, head, r, radius):
+    wide,strength = ((4, 16), (.6, 1)) if self.faded else ((.5, 10), (.2, 1))
+    rim = sigmoid((1 + self.uniform(*wide)/radius - r)*radius/self.uniform(1, 3))*self.uniform(*strength)
+    head.hu = paint(head.hu, rim*head.tissue*(head.beyond < 1), torch.minimum(head.hu, torch.tensor(self.uniform(16, 24))))
+
+@patch
+def _faded_clot(self:Intraparenchymal, head, r):
+    "HU of a clot resorbed from outside, `r` being 1 at its edge: a core that is still denser than brain, and round it what is no longer"
+    core,rim,out = self.uniform(42, 62),self.uniform(22, 34),self.uniform(.4, 1)
+    return rim + (core - rim)*(1 - (r/out).square()).clamp(0, 1) + self.texture(head)*self.uniform(1, 4)
+
+@patch
+def _clot(self:Intraparenchymal, head, centre, radius):
+    hu = self.uniform(56, 88) + self.texture(head)*self.uniform(1, 10)
+    if self.chance(.3): hu = hu - sigmoid((self.noise(head, radius*.5+2) - self.uniform(.3, 1.2))*4)*self.uniform(10, 35)
+    if self.chance(.12): hu = hu - sigmoid(head.q[..., 1] - centre[1] - self.uniform(-.3, .3)*radius)*self.uniform(15, 30)
+    return hu
 
 # %% ../../nbs/simulate/02_bleeds.ipynb #4eeb5168
 FILLINGS = {'level': .42, 'cast': .2, 'patches': .18, 'middle': .1, 'one side': .1} # share of ventricular haemorrhages

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .anatomy import CENTRE, Head, box_of, capsule, ellipsoid, paint, sigmoid
-from .base import AIR
+from .base import AIR_HU
 
 # %% ../../nbs/simulate/05_surgery.ipynb #7759cf57
 METAL = 9000. # HU of titanium and steel before the scanner's scale cuts them off
@@ -112,7 +112,7 @@ def _beneath(head, r):
     if not head.chance(.5): return
     highest = torch.where(layer > .5, head.points[..., 1], torch.tensor(-999.)).max()
     air = sigmoid((head.points[..., 1] - highest + head.uniform(3, 22))/.5)*(layer > .5)
-    head.hu = paint(head.hu, air, AIR)
+    head.hu = paint(head.hu, air, AIR_HU)
 
 def _resected(head, point):
     "A cavity in the brain below the flap, filled with fluid"
@@ -152,7 +152,7 @@ def bubbles(
     highest = torch.where(head.depth > 0, head.points[..., 1], torch.tensor(-999.)).amax((1, 2), keepdim=True)
     below = highest - head.points[..., 1]
     pool = sigmoid((head.uniform(1, 12) + 2*head.noise(12) - below)/.6)*sigmoid((head.uniform(2, 7) - head.depth)/.5)
-    head.hu = paint(head.hu, pool*(head.depth > 0), AIR)
+    head.hu = paint(head.hu, pool*(head.depth > 0), AIR_HU)
 
 # %% ../../nbs/simulate/05_surgery.ipynb #ec63088f
 SURGERY = dict(burr_hole=burr_hole, bone_flap=bone_flap, missing_bone=missing_bone, shunt=shunt, clip_or_coil=clip_or_coil, bubbles=bubbles)

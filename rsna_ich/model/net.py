@@ -108,7 +108,13 @@ class SliceModel(nn.Module):
     ): # (n, n_features)
         "The pooled features of each slice, before dropout and the last layer"
         if self.pool != 'map': return self.body((x - .5)/.5)
-        last,maps = self.features_and_maps(x)
+        return self.pooled(*self.features_and_maps(x))
+
+    def pooled(self,
+        last, # Features before pooling, as `features_and_maps` gives them
+        maps # And the maps
+    ): # (n, n_features)
+        "The embedding of a model that draws maps: pooled features, and the largest cell of each map"
         return torch.cat([self.body.forward_head(last, pre_logits=True), maps.amax((2, 3))], 1)
 
     def features_and_maps(self,

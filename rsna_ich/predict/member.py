@@ -94,6 +94,20 @@ def choose_backend(
     if backend == 'onnx' and not has_onnx(bundle): raise InputError(bundle, 'it has no model.onnx for each of its stages: onnx_export.export_onnx writes them')
     return backend
 
+class _TorchSlices:
+    "As `onnx.SlicePlan`, on torch, for tensors on the model's device"
+    def __init__(self, model): self.model,self.draws = model,model.pool == 'map'
+
+    def __call__(self, windows):
+        import torch
+        with torch.inference_mode():
+            e = self.model.embed(windows.contiguous(memory_format=torch.channels_last))
+            return [o.float().cpu().numpy() for o in (self.model.head(e), e)]
+
+    def maps(self, windows):
+        import torch
+        with torch.inference_mode(): return self.model.features_and_maps(windows)[1].float().cpu().numpy()
+
 def _load_torch(bundle, device):
     "Both stages as functions of arrays, and the description"
     import torch
@@ -103,13 +117,9 @@ def _load_torch(bundle, device):
         raise InputError(device, 'no CUDA device is at hand; the processor is called cpu')
     model,config = load_bundle(bundle, device)
     second = load_sequence(bundle)
-    def slices(x):
-        with torch.inference_mode():
-            e = model.embed(x.contiguous(memory_format=torch.channels_last))
-            return [o.float().cpu().numpy() for o in (model.head(e), e)]
     def series(features):
         with torch.inference_mode(): return second(torch.from_numpy(features)[None])[0].numpy()
-    return slices, series if second is not None else None, config
+    return _TorchSlices(model), series if second is not None else None, config
 
 # %% ../../nbs/predict/02_member.ipynb #c3045904
 class Member:
@@ -145,15 +155,19 @@ def _around(n, k, z_mm):
     return neighbour_rows(pd.DataFrame(dict(series_id=0, slice_index=np.arange(n), z_mm=np.asarray(z, float))), k)
 
 @patch
+def _windows(self:Member, part):
+    "HU (n, slices, H, W) as the networks' input, of the backend's library"
+    if self.backend == 'torch':
+        import torch
+        part = torch.from_numpy(part).to(self.device)
+    return model_input(part, self.config['size'], self.config['windowing'])
+
+@patch
 def _look(self:Member, hu, flip=False, z_mm=None):
     "Logits and embeddings of prepared HU (n, H, W); with `flip` a second pair, of the mirror images"
     at = _around(len(hu), self.config['neighbours'], z_mm)
     def look(first, end):
-        part = hu[at[first:end]]
-        if self.backend == 'torch':
-            import torch
-            part = torch.from_numpy(part).to(self.device)
-        x = model_input(part, self.config['size'], self.config['windowing'])
+        x = self._windows(hu[at[first:end]])
         mirrored = [x.flip(-1) if self.backend == 'torch' else np.ascontiguousarray(x[..., ::-1])] if flip else []
         return [self._slices(o) for o in (x, *mirrored)]
     found = in_portions(look, len(hu), self.threads, self.bs)
@@ -210,3 +224,29 @@ def _corrected(self:Member, logits, embeddings, z_mm, thickness_mm, way):
     network = self.config['second_stage'].get('network')
     change = self._series(np.ascontiguousarray(model_features(network, *map(turn, (logits, embeddings, z_mm, thickness_mm)))))
     return np.asarray(logits, 'float64') + change[::way]
+
+# %% ../../nbs/predict/02_member.ipynb #f18e8fa7
+@patch(as_prop=True)
+def draws(self:Member):
+    "Does its network answer by a map?"
+    return self._slices.draws
+
+def _moved(x, rows, cols):
+    "Windows moved up and to the left, of numpy or torch"
+    return np.roll(x, (-rows, -cols), (2, 3)) if isinstance(x, np.ndarray) else x.roll((-rows, -cols), (2, 3))
+
+@patch
+def draw(self:Member,
+    hu, # Prepared int16 HU of one series in order, (n, H, W)
+    at=None, # Numbers of the slices to draw maps of; all unless given
+    z_mm=None, # As in `probabilities`
+    move:tuple=(0, 0) # Pixels that the picture is moved up and to the left
+) -> np.ndarray: # float32, (slices, 6, h, w), between 0 and 1
+    "Calibrated maps of blood"
+    if not self.draws: raise InputError(self.bundle, 'its network draws no map')
+    around = _around(len(hu), self.config['neighbours'], z_mm)
+    around = around if at is None else around[np.asarray(at)]
+    calibrated = Calibration(self.config['temperature'], tuple(self.config['bias']))
+    parts = in_portions(lambda first, end: self._slices.maps(_moved(self._windows(hu[around[first:end]]), *move)), len(around), self.threads, self.bs)
+    maps = np.moveaxis(np.concatenate(parts), 1, -1)
+    return np.moveaxis(calibrated(sigmoid(maps.astype('float64'))), -1, 1).astype('float32')

@@ -377,6 +377,7 @@ def predict(
     average:str='embedding', # Where views are averaged: embedding or probability
     any_rule:str|None=None, # How any agrees with its kinds: keep, max or noisy_or; the model's own choice unless given
     threshold:float|None=None, # Of any, from which a slice is called positive; the model's own operating points unless given
+    prior:float|None=None, # Share of slices with any haemorrhage where it is used; the model's own assumption unless given
     backend:str='auto', # onnx, torch, or auto: ONNX Runtime on a processor where the model has its plans
     device:str='cpu', # Or cuda
     overwrite:bool=False # Replace the predictions in the output folder
@@ -387,7 +388,7 @@ def predict(
     if (out/'slices.csv').exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
     from rsna_ich.predict.predictor import load_predictor
     views = [] if tta in ('', 'none') else tta.split(',')
-    try: predictor = load_predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold)
+    try: predictor = load_predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
     except InputError: raise
     except ValueError as e: raise typer.BadParameter(str(e)) from None
     found = predictor.predict(folder, jobs, keep=out/'.unfinished')

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/metrics.html.md"""
 __all__ = ['WEIGHTS', 'CLIP', 'per_subtype_log_loss', 'weighted_log_loss', 'constant_prior', 'prior_score', 'column_auc', 'auc',
            'bootstrap_interval', 'boundary_interval', 'confusion', 'sensitivity_specificity', 'choose_threshold',
            'predictive_values', 'reliability', 'expected_calibration_error', 'logit', 'sigmoid', 'Calibration',
-           'fit_temperature']
+           'shift_prior', 'fit_temperature']
 
 # %% ../nbs/02_metrics.ipynb #b12faf5e
 from typing import NamedTuple
@@ -251,6 +251,15 @@ class Calibration(NamedTuple):
         preds # Probabilities, (..., 6)
     ) -> np.ndarray: # Calibrated probabilities, (..., 6)
         return sigmoid(logit(preds)/self.temperature + np.array(self.bias))
+
+# %% ../nbs/02_metrics.ipynb #10a5ebf5
+def shift_prior(
+    preds, # Probabilities, (..., 6) or of one subtype
+    assumed, # Shares of positive slices that they assume, likewise, between 0 and 1
+    wanted # Shares that they shall assume
+) -> np.ndarray: # Probabilities, the same shape
+    "Probabilities where positives are more or less common; the order of the slices stays"
+    return sigmoid(logit(preds) + logit(wanted) - logit(assumed))
 
 # %% ../nbs/02_metrics.ipynb #86c84e8d
 def _calibration_loss(x, z, y, biased):

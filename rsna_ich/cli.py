@@ -192,7 +192,7 @@ def check(
     jobs:int=2 # Processes
 ):
     "Report what is unreadable, odd or leaking in a folder"
-    from rsna_ich.data.metadata import check_folder
+    from rsna_ich.data.quality import check_folder
     report = check_folder(folder, jobs, save=out, pixels=pixels)
     typer.echo(report.to_markdown())
     if out:
@@ -223,7 +223,8 @@ def eda(
 # %% ../nbs/04_cli.ipynb #7333ace5
 def _slices_of(folder, jobs):
     "The slices table of a competition's training folder, or of any other folder or zip"
-    from rsna_ich.data.metadata import find_competition, read_slices
+    from rsna_ich.data.quality import find_competition
+    from rsna_ich.data.slices import read_slices
     try: source = find_competition(folder).train or folder
     except InputError:
         if not folder.exists(): raise

@@ -229,7 +229,7 @@ def test_imports_go_round_in_no_circle(): TopologicalSorter(IMPORTS).prepare()
 def test_one_module_per_notebook(): assert len(set(ORDER)) == len(ORDER)
 
 
-@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ('core', 'labels', 'data.dicom', 'data.metadata', 'cli', 'all'))])
+@pytest.mark.parametrize('module', ['rsna_ich', *(f'rsna_ich.{m}' for m in ('core', 'labels', 'data.dicom', 'data.quality', 'cli', 'all'))])
 def test_light_start(module):
     "What `ich --help` and `import rsna_ich` load: modules counted, not seconds, which depend on the machine"
     code = f'import sys, {module}; print(*sorted({{m.split(".")[0] for m in sys.modules}} & set({HEAVY!r})))'

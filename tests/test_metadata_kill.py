@@ -4,7 +4,7 @@ import os, subprocess, sys, textwrap, time
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 
-from rsna_ich.data.metadata import load_slices, read_slices
+from rsna_ich.data.slices import load_slices, read_slices
 
 CHUNK,FILES = 10,120
 
@@ -22,7 +22,7 @@ def write_slice(path, z):
 
 SLOW = '''
     import sys, time
-    from rsna_ich.data import metadata
+    from rsna_ich.data import slices as metadata
     read = metadata._read_chunk
     def slow(*args):
         time.sleep(0.15)

@@ -17,7 +17,7 @@ from ..model.bundle import default_bundle, read_config
 from ..core import InputError, atomic_path
 from ..data.dicom import read_hu
 from ..labels import SUBTYPES
-from ..data.metadata import check_folder, find_competition
+from ..data.quality import check_folder, find_competition
 from ..simulate.phantom import write_competition
 
 # %% ../../nbs/apps/01_demo.ipynb #f3d693d1

@@ -20,7 +20,7 @@ import numpy as np, pandas as pd
 
 from ..model.bundle import default_bundle, find_bundle
 from ..core import DISCLAIMER, InputError, atomic_path
-from ..data.metadata import find_competition
+from ..data.quality import find_competition
 
 # %% ../../nbs/apps/02_kaggle.ipynb #7f78b81b
 COMPETITION = 'rsna-intracranial-hemorrhage-detection' # Its name in Kaggle's addresses
@@ -166,7 +166,7 @@ _LOAD = '''
 import torch
 from rsna_ich.predict.predictor import load_predictor
 from rsna_ich.apps.kaggle import bundle_dir, competition_dir, input_dir, working_dir
-from rsna_ich.data.metadata import find_competition
+from rsna_ich.data.quality import find_competition
 
 competition = find_competition(competition_dir())
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -239,7 +239,7 @@ def resume_run(
 def _small_store(found, dest, scratch, recipe, gigabytes, n_jobs):
     "Store and labels of as many patients as fit"
     from rsna_ich.labels import read_labels
-    from rsna_ich.data.metadata import read_slices
+    from rsna_ich.data.slices import read_slices
     from rsna_ich.data.store import build_store
     if not (found.train and found.train_csv): raise InputError(found.folder, 'no training slices or no labels in it')
     labels = read_labels(found.train_csv)

@@ -112,7 +112,7 @@ def score_real(
     "Figures on the real slices beside the checkout"
     from rsna_ich.core import real_data
     from rsna_ich.data.dicom import read_hu
-    from rsna_ich.data.metadata import read_slices
+    from rsna_ich.data.slices import read_slices
     out = {}
     if found := answer_pictures(predictor):
         p,y = found

@@ -11,7 +11,7 @@ __all__ = ['NEARBY_STEPS', 'slice_positions', 'neighbour_rows']
 import numpy as np
 import pandas as pd
 
-from .metadata import SAME_MM
+from .slices import SAME_MM
 
 # %% ../../nbs/data/12_neighbours.ipynb #fbf1edbd
 NEARBY_STEPS = 7 # from which the usual step at a slice is taken

@@ -7,8 +7,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/store.html.md"""
 # %% auto #0
 __all__ = ['BRAIN_LIMITS', 'BOX_PIXELS', 'BOX_SLICES', 'OPENING', 'HEAD_MM', 'PICTURE_MM', 'CODE_HU', 'CODE_AT', 'BOX_COLUMNS',
            'ENCODINGS', 'HEADER', 'PIECE', 'PORTION', 'CROP_RULE', 'Box', 'whole_box', 'believed_pixel', 'head_box',
-           'crop_resize', 'prepare', 'box_to_pixels', 'pixels_to_box', 'uncrop', 'encode', 'decode', 'read_series',
-           'Store', 'build_store', 'export_png', 'png_folder']
+           'crop_resize', 'prepare', 'box_to_pixels', 'pixels_to_box', 'uncrop', 'encode', 'decode', 'Store',
+           'build_store', 'export_png', 'png_folder']
 
 # %% ../../nbs/data/08_store.ipynb #86cd293e
 import errno, hashlib, json, os, shutil
@@ -25,8 +25,9 @@ from PIL import Image
 
 from .. import __version__
 from ..core import InputError, atomic_path, progress
-from .dicom import read_hu
-from .metadata import open_slice
+from .files import files_stamp
+from .slices import COLUMNS, frame_rows
+from .upright import pixel_mm, read_series
 from .windowing import BRAIN, SOFT, SUBDURAL, window_channels
 
 # %% ../../nbs/data/08_store.ipynb #3405fe33
@@ -258,18 +259,6 @@ def decode(
     "The HU that a code of `encode` stands for"
     return _DECODE[np.asarray(code)]
 
-# %% ../../nbs/data/08_store.ipynb #d964cb40
-def read_series(
-    rows # Some rows of the slices table
-) -> list: # For each row int16 HU, (h, w) or (frames, h, w), or the `InputError`
-    "The pixels of `rows` from their DICOM files"
-    def read(path):
-        try:
-            with open_slice(path) as f: return read_hu(f, name=str(path))
-        except InputError as e: return e
-        except (OSError, KeyError, ValueError) as e: return InputError(path, f'cannot be read: {e}')
-    return [read(o) for o in rows.path]
-
 # %% ../../nbs/data/08_store.ipynb #61587985
 def _pixels(read, rows):
     "What `read` gives for `rows`; its error for each of them where it gives none"
@@ -290,11 +279,6 @@ def _keep_memory():
     "Free a large block that nobody wrote to, after which glibc keeps up to twice as much for what comes next"
     np.empty(31*2**20, np.uint8)
 
-def _pixel_mm(rows):
-    "What the slices table says of a series' pixels, mm; None where it says nothing"
-    if not {'row_mm', 'col_mm'} <= set(rows): return None
-    return rows[['row_mm', 'col_mm']].astype('float64').median().to_numpy()
-
 def _prepare_series(
     rows, # Rows of the slices table, in order
     sample, # Rows to find the box on, where these are not all of the series
@@ -308,7 +292,7 @@ def _prepare_series(
     for shape in {o.shape for *_,o in kept}:
         which = [i for i,(*_,o) in enumerate(kept) if o.shape == shape]
         same = [o for *_,o in seen if o.shape == shape]
-        boxes[shape] = head_box(same, pixel_mm=_pixel_mm(rows)) if crop and same else whole_box(shape)
+        boxes[shape] = head_box(same, pixel_mm=pixel_mm(rows)) if crop and same else whole_box(shape)
         out[which] = prepare([kept[i][2] for i in which], size, box=boxes[shape])[0]
     return dict(hu=encode(out) if encoding == 'uint8' else out, failed=failed, rows=[(row, frame, *boxes[o.shape]) for row,frame,o in kept])
 
@@ -390,9 +374,10 @@ def _result_tables(
     "The two tables of a store from its journal"
     rows = np.array([o for e in entries for o in e['rows']], dtype=np.int64).reshape(-1, 5)
     slices = table.iloc[rows[:,0]].reset_index(drop=True)
-    for name,o in zip(['frame', *BOX_COLUMNS], rows[:,1:].T): slices[name] = o.astype(np.int32)
-    more = slices.frame.gt(0)
-    slices.loc[more, 'image_id'] += '#' + slices.frame[more].astype(str)
+    for name,o in zip(BOX_COLUMNS, rows[:,2:].T): slices[name] = o.astype(np.int32)
+    more = rows[:,1] > 0 # frames that the slices table does not know of
+    slices.loc[more, 'image_id'] += '#' + pd.Series(rows[:,1])[more].astype(str)
+    slices['frame'] = np.where(slices.frame.gt(0), slices.frame, rows[:,1]).astype(np.int32)
     failed = pd.Series(dict(o for e in entries for o in e['failed']), dtype=object)
     reason = pd.concat([table.status[table.status.ne('ok')].astype(object), failed]).sort_index()
     left_out = table.loc[reason.index, ['image_id', 'path', 'series_id']].assign(reason=reason)
@@ -557,13 +542,19 @@ def _normalised(table):
     table['series_id'] = table.series_id.fillna(table.image_id) if 'series_id' in table else table.image_id
     if 'slice_index' not in table: table['slice_index'] = np.arange(len(table))
     if 'status' not in table: table['status'] = 'ok'
-    return table.drop(columns=['frame', *BOX_COLUMNS], errors='ignore')
+    if 'frame' not in table: table = _with_frames(table)
+    return table.drop(columns=BOX_COLUMNS, errors='ignore').reset_index(drop=True)
+
+def _with_frames(table):
+    "The table with a row for each frame, as far as its files can be asked"
+    if set(table) >= set(COLUMNS): return frame_rows(table)
+    return table.assign(frame=np.int32(0))
 
 def _fingerprint(table):
-    "A short name for the content of a table"
+    "A short name for the content of a table and the state of its files"
     try: hashes = pd.util.hash_pandas_object(table, index=False)
     except TypeError: hashes = pd.util.hash_pandas_object(table.astype(str), index=False)
-    return hashlib.sha256(hashes.to_numpy().tobytes() + ' '.join(table.columns).encode()).hexdigest()[:16]
+    return hashlib.sha256(hashes.to_numpy().tobytes() + ' '.join([*table.columns, files_stamp(table.path)]).encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/08_store.ipynb #7125fa89
 def build_store(

@@ -20,7 +20,9 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from ..core import InputError, atomic_path, progress
 from ..data.dicom import read_hu
 from ..labels import SUBTYPES, cooccurrence, find_labels, prevalence, read_labels
-from ..data.metadata import QualityReport, check_folder, find_competition, open_slice, series_groups
+from ..data.files import open_slice
+from ..data.quality import QualityReport, check_folder, find_competition
+from ..data.slices import series_groups
 from ..page import figure, page, paragraph, section, tile, grid, html_table, write_page
 from ..data.windowing import BRAIN, WINDOWINGS, apply_window, get_windowing
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core import InputError, real_data
 from ..data.dicom import read_hu
-from ..data.metadata import read_slices
+from ..data.slices import read_slices
 from ..data.store import head_box, pixels_to_box
 from ..labels import SUBTYPES
 from ..metrics import auc, bootstrap_interval, choose_threshold, sensitivity_specificity, weighted_log_loss

@@ -23,7 +23,8 @@ from .batch import SizeTo, TensorHU, TensorSubtypes, Windowed
 from ..data.dicom import read_hu
 from ..data.folds import holdout
 from ..labels import SUBTYPES, read_labels
-from ..data.metadata import open_slice, read_slices
+from ..data.files import open_slice
+from ..data.slices import read_slices
 from ..data.neighbours import neighbour_rows
 from ..data.store import crop_resize, head_box, whole_box
 

@@ -28,7 +28,8 @@ from .checkpoint import Checkpoint
 from .learner import BatchBar, fit_leg, keep_freed_memory, logger_callbacks, lr_curve, slice_learner
 from ..data.folds import check_folds, holdout, make_folds
 from ..labels import SUBTYPES, read_labels
-from ..data.metadata import find_competition, read_slices
+from ..data.quality import find_competition
+from ..data.slices import read_slices
 from ..metrics import auc, choose_threshold, constant_prior, fit_temperature, sensitivity_specificity, sigmoid, weighted_log_loss
 from ..model.net import create_model, find_weights, save_bundle
 from .published import get_recipe, recipe_members

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..core import DISCLAIMER, InputError
 from ..data.dicom import read_hu
-from ..data.metadata import open_slice
+from ..data.files import open_slice
 from ..data.windowing import BRAIN, Window, apply_window
 from ..labels import SUBTYPES
 from .folder import SLICE_COLUMNS, Found, Predictions, key_slices, find_slices, slices_table, studies_table

@@ -21,12 +21,13 @@ from fastcore.basics import patch
 from ..core import DISCLAIMER, InputError, progress
 from ..data.dicom import HU_FLOOR
 from ..data.store import crop_resize, head_box, whole_box
+from ..data.upright import pixel_mm
 from ..labels import SUBTYPES
 from ..metrics import shift_prior
 from ..model.bundle import bundle_prior, find_bundle, read_ensemble, read_members
 from ..model.series import MIN_SLICES, study_probability
 from .folder import (SLICE_COLUMNS, Found, Predictions, by_size, find_slices, open_journal, read_frames, side_files,
-                                     slices_table, studies_table)
+                                     slices_table, state_of_files, studies_table)
 from .look import show_slices # and `Predictions.show_worst` with it
 from .member import Member, check_views, in_portions
 
@@ -310,25 +311,25 @@ def predict_rows(self:Predictor,
     frames,found = read_frames(rows)
     for group in by_size(frames):
         place = rows.loc[[o.row for o in group]]
-        z,thickness,*pixel = (place[c].to_numpy('float64', na_value=np.nan) for c in ('z_mm', 'thickness_mm', 'row_mm', 'col_mm'))
-        p = self.predict_hu(np.stack([o.hu for o in group]), z, thickness, np.median(pixel, 1))
+        z,thickness = (place[c].to_numpy('float64', na_value=np.nan) for c in ('z_mm', 'thickness_mm'))
+        p = self.predict_hu(np.stack([o.hu for o in group]), z, thickness, pixel_mm(place))
         called = self.positive(p, read=True)
         found += [Found(o.row, 'ok', six.tolist(), int(yes), o.number) for o,six,yes in zip(group, p, called)]
     return found
 
 # %% ../../nbs/predict/05_predictor.ipynb #d84cb27d
 @patch
-def _run_key(self:Predictor, table):
-    "What a run depends on: files, model, options"
+def _run_key(self:Predictor, table, state=''):
+    "What a run depends on: slices, the state of their files, model, options"
     sizes = [(o.bundle/'model.safetensors').stat().st_size for o in self.members]
     models = [f'{weight} {o.config} {size}' for weight,o,size in zip(self.weights, self.members, sizes)]
-    what = [table.to_csv(index=False), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold, self.wanted]
+    what = [state, table.to_csv(index=False), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold, self.wanted]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 @patch
-def _predict_table(self:Predictor, table, keep):
+def _predict_table(self:Predictor, table, keep, state):
     "What is found in all series of a slices table, finished ones from the journal"
-    journal,done = open_journal(keep, self._run_key(table) if keep else '')
+    journal,done = open_journal(keep, self._run_key(table, state) if keep else '')
     found = []
     with progress(total=len(table), desc='predict', unit='slice') as bar:
         for k,(_,rows) in enumerate(table.groupby(['study_id', 'series_id'], sort=False, dropna=False)):
@@ -349,12 +350,11 @@ def predict(self:Predictor,
     "Probabilities for all slices of a folder; raises `InputError` where there are none"
     began = time.perf_counter()
     table = find_slices(folder, n_jobs, keep and Path(keep)/'slices.parquet')
-    odd,skipped = side_files(folder)
-    slices = slices_table(table, self._predict_table(table, keep))
+    slices = slices_table(table, self._predict_table(table, keep, state_of_files(folder)))
     lost = slices[slices.status.ne('ok')]
-    left_out = pd.DataFrame([*zip(lost.path, lost.status), *odd], columns=['path', 'reason'])
+    left_out = pd.DataFrame([*zip(lost.path, lost.status)], columns=['path', 'reason'])
     studies = studies_table(slices, self.study_of)
-    return Predictions(slices[SLICE_COLUMNS], studies, left_out, self.about_slices(read=True), time.perf_counter() - began, tuple(skipped))
+    return Predictions(slices[SLICE_COLUMNS], studies, left_out, self.about_slices(read=True), time.perf_counter() - began, tuple(side_files(folder)))
 
 # %% ../../nbs/predict/05_predictor.ipynb #93ed9b9e
 def sheet(

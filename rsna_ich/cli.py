@@ -335,7 +335,7 @@ def _export(bundle):
 def _second_stage(specificity):
     "What gives a finished model its second stage"
     def finish(bundle, folder):
-        from rsna_ich.learn.sequence import finish_run
+        from rsna_ich.learn.second_stage import finish_run
         finish_run(folder, specificity)
     return finish
 

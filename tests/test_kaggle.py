@@ -139,7 +139,7 @@ def test_train_within_limits(tmp_path, monkeypatch):
 
     # The clock may strike between the training and the second stage
     calls = []
-    monkeypatch.setattr('rsna_ich.learn.sequence.add_second_stage', lambda *args: calls.append(args))
+    monkeypatch.setattr('rsna_ich.learn.second_stage.add_second_stage', lambda *args: calls.append(args))
     assert train(get_recipe(recipe, second_stage=True)) == bundle
     (which, held, specificity, embeddings), = calls
     assert (which, specificity) == (bundle, recipe.specificity) and len(held) == len(embeddings) > 0

@@ -256,7 +256,7 @@ def _train(competition, recipe, dest, scratch, gigabytes, n_jobs):
         about = f'{store.slices.patient_id.nunique():,} patients of {Path(competition).name!r}'
         train_store(store, labels, recipe, dest, trained_on=about)
     if recipe.second_stage:
-        from rsna_ich.learn.sequence import finish_run
+        from rsna_ich.learn.second_stage import finish_run
         finish_run(dest, recipe.specificity)
     return bundle
 
@@ -270,7 +270,7 @@ def train_within(
     n_jobs:int=2 # Processes that read
 ) -> Path|None: # The bundle; None where the time was up before it was done
     "Train a recipe within limits of time and disk; called again, it goes on"
-    import rsna_ich.learn.sequence, rsna_ich.learn.training # before the clock starts: half an import cannot be repeated
+    import rsna_ich.learn.second_stage, rsna_ich.learn.training # before the clock starts: half an import cannot be repeated
     from rsna_ich.learn.published import get_recipe
     recipe = get_recipe(recipe)
     if recipe.members: raise InputError(recipe.name, 'an ensemble: train its members one by one')

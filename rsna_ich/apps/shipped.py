@@ -209,7 +209,7 @@ def make_shipped(
     from rsna_ich.model.bundle import default_bundle
     from rsna_ich.predict.onnx import export_onnx
     from rsna_ich.learn.published import get_recipe
-    from rsna_ich.learn.sequence import finish_run
+    from rsna_ich.learn.second_stage import finish_run
     from rsna_ich.simulate.population import EDITION, simulated_blood, simulated_store
     from rsna_ich.learn.training import claim_run, train_store
     from rsna_ich.learn.where import where_maps

@@ -112,7 +112,7 @@ def _load_torch(bundle, device):
     "Both stages as functions of arrays, and the description"
     import torch
     from rsna_ich.model.net import load_bundle
-    from rsna_ich.learn.sequence import load_sequence
+    from rsna_ich.model.sequence import load_sequence
     if str(device).startswith('cuda') and not torch.cuda.is_available():
         raise InputError(device, 'no CUDA device is at hand; the processor is called cpu')
     model,config = load_bundle(bundle, device)

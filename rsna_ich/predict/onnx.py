@@ -15,7 +15,7 @@ import numpy as np
 
 from ..model.bundle import read_config, read_members
 from ..core import InputError
-from ..model.series import N_GEOMETRY, N_LOGITS, OLD_NETWORK
+from ..model.series import N_GEOMETRY, N_LOGITS
 
 # %% ../../nbs/predict/01_onnx.ipynb #1c81c9d9
 _KINDS = dict(F16='float16', BF16='bfloat16', F32='float32', F64='float64', I64='int64')
@@ -150,7 +150,7 @@ def export_onnx(
     try: import onnx, onnxruntime
     except ImportError as e: raise InputError(bundle, f'an export needs {e.name}: pip install {e.name}') from None
     from rsna_ich.model.net import load_bundle
-    from rsna_ich.learn.sequence import load_sequence
+    from rsna_ich.model.sequence import load_sequence
     files = []
     for folder,_ in read_members(bundle):
         files.append(_export_slices(folder, *load_bundle(folder)))
@@ -198,7 +198,8 @@ def load_sequence_onnx(
     threads:int|None=None # Processor threads
 ): # Features of a series, float32 (n, F), to changes of its logits (n, 6)
     "The second stage alone"
-    file,network = Path(bundle)/'sequence.onnx',network or OLD_NETWORK
+    file = Path(bundle)/'sequence.onnx'
+    if not network: raise InputError(file, "the bundle's description does not say which network this is")
     series = _session(file, threads)
     _check_session(series, file, _digest(file.with_suffix('.safetensors')), [N_LOGITS + N_GEOMETRY*network['geometry'] + network['embedding']], (1,))
     return lambda x: series.run(None, {'features': x})[0]

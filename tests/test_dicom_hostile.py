@@ -98,6 +98,13 @@ def test_truncated_says_how_many_bytes():
     (dict(RescaleSlope=0), 'RescaleSlope'),
     (dict(RescaleSlope='1e400'), 'RescaleSlope'),
     (dict(Modality='OT'), 'not CT'),
+    (dict(SOPClassUID='1.2.840.10008.5.1.4.1.1.7'), 'not a CT image: its SOP class is Secondary Capture'),
+    (dict(RescaleType='ED'), 'not in Hounsfield units: RescaleType is ED'),
+    (dict(RescaleIntercept='40000'), 'not in Hounsfield units'),
+    (dict(RescaleIntercept=None), 'neither intercept nor air'),
+    (dict(RescaleIntercept='-1e30'), 'every pixel is padding or darker than air'),
+    (dict(RescaleSlope='-1'), 'every pixel is padding or darker than air'),
+    (dict(NumberOfFrames=20_000, Rows=1, Columns=1), '20,000 frames are more than'),
 ])
 def test_header_that_lies(attributes, reason):
     with warnings.catch_warnings(action='ignore'): data = drawn(**attributes)
@@ -106,8 +113,8 @@ def test_header_that_lies(attributes, reason):
 
 @pytest.mark.parametrize('attributes', [
     dict(BitsStored=0), dict(BitsStored=99), dict(BitsStored=5), dict(HighBit=3), dict(NumberOfFrames=0), dict(NumberOfFrames=-3),
-    dict(PixelPaddingValue=-32768), dict(RescaleIntercept='40000'), dict(RescaleIntercept='-1e30'), dict(RescaleSlope='-1'),
-    dict(ImageType=None), dict(PhotometricInterpretation=''), dict(WindowCenter=None), dict(Modality='CT', RescaleIntercept=None),
+    dict(PixelPaddingValue=-32768), dict(ImageType=None), dict(PhotometricInterpretation=''), dict(WindowCenter=None),
+    dict(RescaleSlope=None), dict(RescaleType='US'), dict(Modality=None), dict(PixelPaddingRangeLimit=2000),
 ])
 def test_odd_header_is_read(attributes):
     assert survives(drawn(**attributes)) is not None

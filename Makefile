@@ -90,5 +90,5 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt $(STALE)
 	  echo "Building $(VENV) with $$("$$python" --version): some minutes and 7 GB the first time"; \
 	  "$$python" -m venv --clear $(VENV); \
 	fi; \
-	for what in fastai '-e .[dev]'; do $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $$what; done; \
+	for what in fastai '-e .[train,dev]'; do $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $$what; done; \
 	printf '%s\n' "$(CURDIR)" > $@

@@ -11,6 +11,8 @@ __all__ = []
 from importlib import import_module
 from importlib.util import find_spec
 
+from .core import needs_extra
+
 # %% ../nbs/03_all.ipynb #1901d0a3
 _LIGHT = {
     'core': 'InputError real_data',
@@ -21,8 +23,6 @@ _LIGHT = {
     'data.quality': 'check_folder find_competition',
     'data.windowing': 'Window WINDOWINGS apply_window get_windowing',
     'data.store': 'Store build_store prepare',
-    'data.folds': 'make_folds',
-    'simulate.phantom': 'simulate_patient write_competition',
     'model.bundle': 'default_bundle pack_bundles',
     'learn.recipes': 'Recipe Stage',
     'learn.published': 'RECIPES get_recipe',
@@ -35,6 +35,8 @@ _LIGHT = {
 
 # %% ../nbs/03_all.ipynb #4280bb12
 _LEARNING = {
+    'data.folds': 'make_folds',
+    'simulate.phantom': 'simulate_patient write_competition',
     'model.net': 'create_model load_bundle save_bundle',
     'learn.dataloaders': 'slice_dls',
     'learn.learner': 'slice_learner',
@@ -57,9 +59,7 @@ __all__ = list(_MODULE_OF if _CAN_LEARN else _by_name(_LIGHT))
 def __getattr__(name):
     "The object called `name`, from its own module"
     if name not in _MODULE_OF: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    try: found = getattr(import_module(f'rsna_ich.{_MODULE_OF[name]}'), name)
-    except ModuleNotFoundError as e:
-        raise ImportError(f"{name} needs {e.name}, which is not installed: pip install 'rsna_ich[train]'") from e
+    with needs_extra(name): found = getattr(import_module(f'rsna_ich.{_MODULE_OF[name]}'), name)
     globals()[name] = found
     return found
 

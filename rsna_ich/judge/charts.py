@@ -15,7 +15,7 @@ import pandas as pd
 
 from .measures import LEVELS
 from ..labels import SUBTYPES
-from ..metrics import auc, reliability, sensitivity_specificity
+from ..metrics import auc, precision_recall, reliability, roc_points, sensitivity_specificity
 from ..page import COLOURS
 
 # %% ../../nbs/judge/03_charts.ipynb #78c6676e
@@ -75,10 +75,9 @@ def plot_roc(
     ax # matplotlib axes
 ):
     "ROC curve of `any` for slices and studies, with the operating point"
-    from sklearn.metrics import roc_curve
     ax.plot([0, 1], [0, 1], ':', color=_OTHER, lw=1)
     for rows in _any_rows(evaluation):
-        false_alarms,found,_ = roc_curve(rows.truth, rows.p)
+        false_alarms, found, _ = roc_points(rows.truth, rows.p)
         area = auc(rows.truth, rows.p)
         ax.plot(false_alarms, found, rows.style, color=_MODEL, label=f'{LEVELS[rows.level]}, AUC {area:.3f}')
         sensitivity,specificity = sensitivity_specificity(rows.truth, rows.positive)
@@ -91,12 +90,9 @@ def plot_roc(
 # %% ../../nbs/judge/03_charts.ipynb #c939d193
 def _precision_recall(rows, share):
     "Precision, recall and mean precision if `share` of the rows had blood"
-    from sklearn.metrics import average_precision_score, precision_recall_curve
     judged = rows.truth.mean()
     weights = np.where(rows.truth == 1, share/judged, (1-share)/(1-judged))
-    precision,recall,_ = precision_recall_curve(rows.truth, rows.p, sample_weight=weights)
-    mean = average_precision_score(rows.truth, rows.p, sample_weight=weights)
-    return precision[:-1], recall[:-1], mean
+    return precision_recall(rows.truth, rows.p, weights)
 
 # %% ../../nbs/judge/03_charts.ipynb #1a7319c1
 def plot_precision(

@@ -437,13 +437,14 @@ def _frame_order(h, n):
     along = np.array(places)@normal
     return np.argsort(along.round(3), kind='stable') if np.isfinite(along).all() else np.arange(n)
 
-# %% ../../nbs/data/01_dicom.ipynb #b6fcaf5b
-def _hu(ds, h):
+# %% ../../nbs/data/01_dicom.ipynb #fd38760e
+def _hu(ds, h, stored_order=False):
     "HU of a dataset's frames, in order"
     stored = _decoded(ds, h)
     overlay,looked_up = _has_overlay(ds),bool(h.get('ModalityLUTSequence'))
     hu = np.empty(stored.shape, np.int16)
-    for i,frame in enumerate(_frame_order(h, len(stored))):
+    order = range(len(stored)) if stored_order else _frame_order(h, len(stored))
+    for i,frame in enumerate(order):
         one,encoding = stored[frame],_encoding(h, frame, stored.dtype.itemsize, overlay)
         if looked_up: one,encoding = _looked_up(ds, one),Encoding()
         hu[i] = stored_to_hu(one, encoding)
@@ -454,10 +455,11 @@ def _is_blank(stored, encoding):
     "Is a picture without anything above `HU_FLOOR` more than one of air at the end of a scanner's scale?"
     return encoding.padding is not None or np.max(stored*encoding.slope + encoding.intercept) < HU_FLOOR
 
-# %% ../../nbs/data/01_dicom.ipynb #a9f9c8bd
+# %% ../../nbs/data/01_dicom.ipynb #31bda5c4
 def hu_from_dataset(
     ds, # A pydicom `Dataset` with its pixels
-    path='' # What an error calls it
+    path='', # What an error calls it
+    stored_order:bool=False # Frames as they are stored, instead of by position?
 ) -> np.ndarray: # int16 HU, (rows, cols), or (frames, rows, cols) where it has several frames, ordered by position
     "Hounsfield units of a dataset, or a `SliceError`"
     path,found = path or getattr(ds, 'filename', None) or 'dataset',[]
@@ -465,21 +467,22 @@ def hu_from_dataset(
         h = _facts(ds)
         reason = _reason(h) or (None if 'PixelData' in ds else 'no pixels')
         if not reason:
-            with _collected(found): return _hu(ds, h)
+            with _collected(found): return _hu(ds, h, stored_order)
     except DecodeError as e: reason = f'cannot be decoded: {_brief(e, 240)}'
     except Exception as e: reason = '; '.join([f'cannot be decoded: {_brief(e)}', *found])
     raise SliceError(path, reason)
 
 def read_hu(
     source, # Path, bytes, or a file open for reading in binary
-    name='' # What an error calls it, where `source` is not a path
+    name='', # What an error calls it, where `source` is not a path
+    stored_order:bool=False # Frames as they are stored, instead of by position?
 ) -> np.ndarray: # int16 HU, (rows, cols), or (frames, rows, cols) where the file has several frames, ordered by position
     "A DICOM file to Hounsfield units, or a `SliceError` that names it and the reason"
     name = _name(source, name)
     with _opened(source, name) as f:
         ds = _parse(f, name)
         if 'PixelData' not in ds and ds.read_warnings: ds = _cut(f, ds)
-    return hu_from_dataset(ds, name)
+    return hu_from_dataset(ds, name, stored_order)
 
 def _cut(f, ds):
     "Count the bytes of compressed pixels in a file that ends before their end marker"

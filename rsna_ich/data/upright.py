@@ -111,10 +111,11 @@ def pixel_mm(
     return float(np.median(each[~np.isnan(each)])) if (~np.isnan(each)).any() else None
 
 # %% ../../nbs/data/13_upright.ipynb #716bbb29
-def _frames_of(path, read):
-    "What a file holds, or the error"
+def _frames_of(path, read, numbered):
+    "What a file holds, or the error; its frames as they are stored where rows have the number of one"
+    how = dict(stored_order=True) if numbered else {}
     try:
-        with open_slice(path) as f: return read(f, name=shown_path(path))
+        with open_slice(path) as f: return read(f, name=shown_path(path), **how)
     except InputError as e: return e
     except (OSError, KeyError, ValueError, RuntimeError) as e: return InputError(shown_path(path), f'cannot be read: {e}')
 
@@ -137,7 +138,7 @@ def read_series(
     found = []
     path = None
     for row in rows.itertuples():
-        if row.path != path: hu = _frames_of(row.path, read)
+        if row.path != path: hu = _frames_of(row.path, read, getattr(row, 'frame', 0) > 0)
         path = row.path
         found.append(_one_row(hu, row))
     return found

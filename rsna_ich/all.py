@@ -36,7 +36,8 @@ _LIGHT = {
 # %% ../nbs/03_all.ipynb #4280bb12
 _LEARNING = {
     'data.folds': 'make_folds',
-    'simulate.phantom': 'simulate_patient write_competition',
+    'simulate.patient': 'simulate_patient',
+    'simulate.competition': 'write_competition',
     'model.net': 'create_model load_bundle save_bundle',
     'learn.dataloaders': 'slice_dls',
     'learn.learner': 'slice_learner',

@@ -170,7 +170,7 @@ def phantom(
     jobs:int=2 # Processes
 ):
     "Write a simulated competition in RSNA's stage 2 layout"
-    from rsna_ich.simulate.phantom import write_competition
+    from rsna_ich.simulate.competition import write_competition
     write_competition(dest, patients, seed, prevalence=prevalence, size=size, max_slices=max_slices, n_jobs=jobs, masks=masks)
     typer.echo(f'{patients} simulated patients in {dest}')
 

@@ -19,7 +19,7 @@ from rsna_ich.predict.predictor import load_predictor
 from rsna_ich.apps.kaggle import _MODULES, COMPETITION, DATASET, INFERENCE, build_kernel, train_within
 from rsna_ich.labels import SUBTYPES, read_sample
 from rsna_ich.data.quality import find_competition
-from rsna_ich.simulate.phantom import write_competition
+from rsna_ich.simulate.competition import write_competition
 
 WORKING_MB = 32
 # Namespaces of its own: no network interface, inputs mounted read-only, a working folder that is full at WORKING_MB

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from rsna_ich.apps.kaggle import package_wheel
 from rsna_ich.core import _EXTRAS
 from rsna_ich.labels import SUBTYPES
-from rsna_ich.simulate.phantom import write_competition
+from rsna_ich.simulate.competition import write_competition
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = ConfigParser(delimiters=['='])

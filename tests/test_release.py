@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from rsna_ich.labels import SUBTYPES
-from rsna_ich.simulate.phantom import FAMILIES, make_id, simulate_patient, write_slices
+from rsna_ich.simulate.patient import simulate_patient
+from rsna_ich.simulate.competition import FAMILIES, make_id, write_scan
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ('setup.py settings.ini pyproject.toml MANIFEST.in README.md LICENSE CHANGELOG.md CITATION.cff CONTRIBUTING.md '
@@ -87,7 +88,7 @@ def test_wheel_predicts_outside_the_checkout(wheel, tmp_path):
     scan = simulate_patient(5, size=128, max_slices=2)
     same = dict(patient=make_id('p', digits=8), study=make_id('s', digits=10), series=make_id('r', digits=10))
     ids = [dict(same, image=make_id(k)) for k in range(len(scan))]
-    write_slices(scan, scans, ids, FAMILIES[0])
+    write_scan(scan, scans, ids, FAMILIES[0])
     code = f'import rsna_ich; assert rsna_ich.__file__.startswith({str(site)!r}); from rsna_ich.cli import app; app()'
     env = os.environ | dict(PYTHONPATH=str(site), ICH_QUIET='1', HF_HUB_OFFLINE='1')
     command = [sys.executable, '-c', code, 'predict', scans, '--out', 'found', '--jobs', '1']

@@ -18,7 +18,7 @@ from ..core import InputError, atomic_path
 from ..data.dicom import read_hu
 from ..labels import SUBTYPES
 from ..data.quality import check_folder, find_competition
-from ..simulate.phantom import write_competition
+from ..simulate.competition import write_competition
 
 # %% ../../nbs/apps/01_demo.ipynb #f3d693d1
 def predict_test(

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import sigmoid
 
-from .anatomy import Head, box_of, capsule, ellipsoid, paint, sigmoid, smooth_noise
+from .anatomy import Head, box_of, capsule, ellipsoid, paint, smooth_noise
 
 # %% ../../nbs/simulate/04_base.ipynb #81bd30d5
 AIR_HU = -1000. # HU

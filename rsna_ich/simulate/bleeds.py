@@ -15,9 +15,10 @@ from collections import namedtuple
 
 import numpy as np
 import torch
+from torch import sigmoid
 from fastcore.basics import patch
 
-from .anatomy import CENTRE, PIXEL, vector, ellipsoid, paint, rotation_matrix, sigmoid, smooth_noise, sutures
+from .anatomy import CENTRE, PIXEL, vector, ellipsoid, paint, rotation_matrix, smooth_noise, sutures
 from ..labels import SUBTYPES
 
 # %% ../../nbs/simulate/02_bleeds.ipynb #1e510001

@@ -14,8 +14,9 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import sigmoid
 
-from .anatomy import CENTRE, ARTERIES, Head, box_of, capsule, ellipsoid, paint, sigmoid, smooth_noise
+from .anatomy import CENTRE, ARTERIES, Head, box_of, capsule, ellipsoid, paint, smooth_noise
 from .bleeds import Lesion, draw_site
 
 # %% ../../nbs/simulate/03_disease.ipynb #bef81418

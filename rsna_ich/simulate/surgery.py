@@ -11,8 +11,9 @@ __all__ = ['METAL', 'CIRCLE', 'SURGERY', 'OPERATED', 'SHARES', 'on_skull', 'dot'
 # %% ../../nbs/simulate/05_surgery.ipynb #4bc09b0f
 import numpy as np
 import torch
+from torch import sigmoid
 
-from .anatomy import CENTRE, Head, box_of, capsule, ellipsoid, paint, sigmoid
+from .anatomy import CENTRE, Head, box_of, capsule, ellipsoid, paint
 from .base import AIR_HU
 
 # %% ../../nbs/simulate/05_surgery.ipynb #7759cf57

@@ -30,7 +30,8 @@ _LIGHT = {
     'judge.report': 'write_report',
     'judge.measures': 'evaluate',
     'judge.viewers': 'SliceScroller volume_view',
-    'judge.eda': 'eda_report show_montage',
+    'judge.eda': 'eda_report',
+    'judge.pictures': 'show_montage',
 }
 
 # %% ../nbs/03_all.ipynb #4280bb12

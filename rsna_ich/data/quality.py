@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/quality.html.md"""
 __all__ = ['NOTE', 'WARNING', 'QUIRK_SENTENCES', 'Quirk', 'explain_quirk', 'split_quirks', 'warnings_of', 'count_quirks',
            'Competition', 'find_competition', 'QualityReport', 'check_folder']
 
-# %% ../../nbs/data/14_quality.ipynb #f83a6175
+# %% ../../nbs/data/14_quality.ipynb #a576eef7
 import re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +18,10 @@ import numpy as np, pandas as pd
 from joblib import Parallel, delayed
 
 from ..core import DISCLAIMER, InputError, a_few, atomic_path, progress
-from .dicom import read_hu
-from .files import list_files, open_slice, open_zip, shown_path
-from .slices import order_slices, read_slices
+from .files import open_zip
+from .likeness import no_picture, unlike_head
+from .slices import frame_rows, order_slices, read_slices
+from .upright import pixel_mm, read_series
 from ..labels import check_any, find_labels, find_sample, read_labels, read_sample
 
 # %% ../../nbs/data/14_quality.ipynb #b13ff92a
@@ -219,7 +220,7 @@ def _markdown(report):
     if report.problems: out += ['## Problems with the CSV files', *(f'- {o}' for o in report.problems)]
     return '\n\n'.join(out) + '\n'
 
-# %% ../../nbs/data/14_quality.ipynb #5fc1dcb9
+# %% ../../nbs/data/14_quality.ipynb #3916e920
 def check_folder(
     folder, # A competition folder, or a folder or zip of DICOM files
     n_jobs:int=2, # Processes
@@ -242,18 +243,26 @@ def check_folder(
     return report
 
 def _decode(t, n_jobs):
-    "The table with a reason for each slice whose pixels cannot be decoded"
-    paths = t.path[t.status=='ok'].tolist()
-    pool = Parallel(n_jobs=n_jobs if len(paths)>500 else 1, batch_size=50, return_as='generator')
-    reasons = pool(delayed(_decode_reason)(o) for o in paths)
-    bad = {p: r for p,r in zip(paths, progress(reasons, total=len(paths), desc='pixels', unit='slice')) if r}
-    t['status'] = t.status.where(~t.path.isin(bad), t.path.map(bad))
-    return order_slices(t) if bad else t
+    "The table with a reason for each slice whose pixels cannot be used, and a quirk where a series is unlike a head"
+    rows = frame_rows(t)
+    groups = [o for _,o in rows[rows.status.eq('ok')].groupby(['study_id', 'series_id'], sort=False)]
+    pool = Parallel(n_jobs=n_jobs if len(rows) > 500 else 1, return_as='generator')
+    found = pool(delayed(_look_at_series)(o) for o in groups)
+    reasons,odd = {},{}
+    for rows,(bad,quirk) in zip(groups, progress(found, total=len(groups), desc='pixels', unit='series')):
+        reasons |= bad
+        if quirk: odd |= dict.fromkeys(rows.path, quirk)
+    t['status'] = t.status.where(~t.path.isin(reasons), t.path.map(reasons))
+    t['quirks'] = (t.quirks.fillna('') + '; ' + t.path.map(odd).astype(object).fillna('')).str.strip('; ')
+    return order_slices(t) if reasons else t
 
-def _decode_reason(path):
-    try:
-        with open_slice(path) as f: read_hu(f, name=path)
-    except SliceError as e: return e.reason
+def _look_at_series(rows):
+    "{path: why its pixels cannot be used} of a series, and what is odd about all of them"
+    pixels = read_series(rows)
+    bad = {p: getattr(o, 'reason', str(o)) for p,o in zip(rows.path, pixels) if isinstance(o, Exception)}
+    good = [o for o in pixels if not isinstance(o, Exception) and o.ndim == 2]
+    bad |= {p: no_picture(o) for p,o in zip(rows.path, pixels) if not isinstance(o, Exception) and no_picture(o)}
+    return bad, unlike_head(good, pixel_mm(rows)) if not rows.quirks.str.contains('not HU').any() else ''
 
 # %% ../../nbs/data/14_quality.ipynb #2399a7f9
 def _compare(report, train_csv, sample_csv):

@@ -226,7 +226,7 @@ def _join_single_slices(table):
         table.loc[rows.index, 'series_id'] = rows.series_id[rows.z_mm.idxmin()]
         _add_quirk(table, rows.index, f'series id of each slice: {len(rows)} put together')
 
-# %% ../../nbs/data/05_slices.ipynb #8d49e0d0
+# %% ../../nbs/data/05_slices.ipynb #9fe122ac
 PASSES = dict(temporal='time point', acquisition='acquisition', time='time', image_type='type of image', rows='matrix',
     row_mm='pixel spacing', thickness_mm='thickness', instance='instance number')
 
@@ -249,7 +249,7 @@ def _numbered_passes(rows):
 def _passes(rows):
     "What tells passes over the same positions apart, and each row's pass; (None, None) where nothing does"
     most = _most_at_one_place(rows)
-    if most < 2: return None, None
+    if most < 2 or np.ptp(rows.z_mm.dropna()) < SAME_MM: return None, None # one place alone is no stack
     for column,name in PASSES.items():
         if rows[column].isna().any(): continue
         values = _numbered_passes(rows) if column == 'instance' else rows[column]

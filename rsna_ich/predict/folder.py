@@ -18,6 +18,7 @@ import pandas as pd
 
 from ..core import Journal, a_few, atomic_path
 from ..data.files import list_files
+from ..data.likeness import no_picture
 from ..data.quality import explain_quirk, warnings_of
 from ..data.slices import files_key, frame_rows, read_slices
 from ..data.upright import read_series
@@ -58,6 +59,7 @@ class Found(NamedTuple):
     probabilities:list|None=None # Six, in the order of SUBTYPES
     positive:int|None=None # 1 where `any` reaches the operating point
     number:int=0 # As in `Frame`
+    quirks:str='' # What its pixels show, beside what the table knows
 
 # %% ../../nbs/predict/03_folder.ipynb #a6ccc363
 def _frames(row, hu):
@@ -79,7 +81,8 @@ def read_frames(
     frames,failed = [],[Found(int(row), why) for row,why in refused.items()]
     good = rows[~rows.index.isin(list(refused))]
     for row,hu in zip(good.index, read_series(good)):
-        if isinstance(hu, Exception): failed.append(Found(int(row), getattr(hu, 'reason', str(hu))))
+        why = getattr(hu, 'reason', str(hu)) if isinstance(hu, Exception) else no_picture(hu)
+        if why: failed.append(Found(int(row), why))
         else: frames += _frames(row, hu)
     return frames, failed
 
@@ -112,6 +115,7 @@ def slices_table(
     out = table.loc[[o.row for o in found], ['image_id', 'study_id', 'series_id', 'slice_index', 'path', 'quirks', 'patient_id']]
     out = out.reset_index(drop=True)
     out['image_id'] = [f'{name}#{o.number}' if o.number else name for name,o in zip(out.image_id, found)]
+    out['quirks'] = ['; '.join(filter(None, (quirks, o.quirks))) for quirks,o in zip(out.quirks.fillna(''), found)]
     out[SUBTYPES] = np.array([o.probabilities or _NOTHING for o in found], 'float64').reshape(-1, len(SUBTYPES))
     out['positive'] = pd.array([o.positive for o in found], dtype='Int64')
     return out.assign(status=[o.status for o in found], path=out.path.astype(str))[[*SLICE_COLUMNS, 'patient_id']]

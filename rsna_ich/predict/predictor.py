@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from ..core import DISCLAIMER, InputError, progress
 from ..data.dicom import HU_FLOOR
+from ..data.likeness import unlike_head
 from ..data.store import crop_resize, head_box, whole_box
 from ..data.upright import pixel_mm
 from ..labels import SUBTYPES
@@ -314,7 +315,8 @@ def predict_rows(self:Predictor,
         z,thickness = (place[c].to_numpy('float64', na_value=np.nan) for c in ('z_mm', 'thickness_mm'))
         p = self.predict_hu(np.stack([o.hu for o in group]), z, thickness, pixel_mm(place))
         called = self.positive(p, read=True)
-        found += [Found(o.row, 'ok', six.tolist(), int(yes), o.number) for o,six,yes in zip(group, p, called)]
+        odd = unlike_head([o.hu for o in group], pixel_mm(place))
+        found += [Found(o.row, 'ok', six.tolist(), int(yes), o.number, odd) for o,six,yes in zip(group, p, called)]
     return found
 
 # %% ../../nbs/predict/05_predictor.ipynb #d84cb27d

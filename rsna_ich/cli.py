@@ -433,11 +433,10 @@ def submit(
     missing:float|None=None # Probability for images without a prediction; an error unless given
 ):
     "Write a submission in the order of the competition's sample"
-    import pandas as pd
-    from rsna_ich.labels import SUBTYPES, write_submission
+    from rsna_ich.labels import SUBTYPES, read_table, write_submission
     path = predictions/'slices.csv' if predictions.is_dir() else predictions
     if not path.is_file(): raise InputError(path, 'no such file')
-    slices = pd.read_csv(path, dtype={'image_id': str})
+    slices = read_table(path)
     lacking = [name for name in ('image_id', 'status', *SUBTYPES) if name not in slices]
     if lacking: raise InputError(path, f'not the slices.csv of ich predict: it has no column {lacking[0]}')
     read = slices[slices.status.eq('ok')].set_index('image_id')

@@ -15,15 +15,11 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError, a_few
-from ..labels import SUBTYPES, read_labels
+from ..labels import SUBTYPES, read_labels, read_table
 from ..metrics import CLIP
 
 # %% ../../nbs/judge/01_truth.ipynb #9c4afcc8
 TRUTH = [f'true_{s}' for s in SUBTYPES]
-
-def _read_table(path):
-    "The table in a CSV or parquet file"
-    return pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path)
 
 # %% ../../nbs/judge/01_truth.ipynb #1d3fbb9b
 _IN_FOLDER = 'slices.csv', 'slices.parquet', 'submission.csv', 'studies.csv' # what is taken from a folder, in this order
@@ -31,7 +27,7 @@ _IN_FOLDER = 'slices.csv', 'slices.parquet', 'submission.csv', 'studies.csv' # w
 def _with_patients(slices, studies_csv):
     "Slices with the `patient_id` that `studies_csv` knows, if it knows that of all of them"
     if 'patient_id' in slices or 'study_id' not in slices or not studies_csv.is_file(): return slices
-    studies = pd.read_csv(studies_csv)
+    studies = read_table(studies_csv)
     if 'patient_id' not in studies: return slices
     patient_of = studies.drop_duplicates('study_id').set_index('study_id').patient_id
     patients = slices.study_id.map(patient_of)
@@ -42,7 +38,7 @@ def _read_folder(folder):
     "The first table of predictions in a folder, and its path"
     files = [folder/name for name in _IN_FOLDER if (folder/name).is_file()]
     if not files: raise InputError(folder, f'a folder without predictions: there is none of {", ".join(_IN_FOLDER)}')
-    return _with_patients(_read_table(files[0]), folder/'studies.csv'), files[0]
+    return _with_patients(read_table(files[0]), folder/'studies.csv'), files[0]
 
 # %% ../../nbs/judge/01_truth.ipynb #38da8e63
 _KEYS = dict(image_id='image_id', Image='image_id', image='image_id', ID='image_id', study_id='study_id') # as people call them
@@ -54,7 +50,7 @@ def _read(source):
     path = Path(source)
     if path.is_dir(): return _read_folder(path)
     if not path.is_file(): raise InputError(path, 'no such file')
-    try: return _read_table(path), path
+    try: return read_table(path), path
     except Exception as e: raise InputError(path, f'cannot be read as a table: {e}') from e
 
 # %% ../../nbs/judge/01_truth.ipynb #8d909989

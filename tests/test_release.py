@@ -1,6 +1,7 @@
 "What is released: wheel and sdist are whole and run outside the checkout, and no licence stands in a user's way"
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def dist(tmp_path_factory):
     command = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', folder/'dist', folder]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert 'is absent from the `packages` configuration' not in done.stdout + done.stderr
     return folder/'dist'
 
 
@@ -72,6 +74,8 @@ def test_metadata(wheel):
     asked = [Requirement(r) for r in meta.get_all('Requires-Dist')]
     assert {r.name for r in asked if not r.marker} == {Requirement(r).name for r in CFG['requirements'].split()}
     assert all(r.url is None for r in asked)  # An index takes no requirement by address
+    links = re.findall(r'\]\(([^)\s]+)', meta.get_payload())
+    assert links and [link for link in links if not re.match('https?:|#', link)] == [], 'a link that works in the repository alone'
 
 
 def test_kaggle_wheel_is_the_same(wheel, tmp_path):

@@ -44,7 +44,7 @@ def _comments(f):
 RANGES = { # lowest and highest value of an option, wherever it occurs
     'jobs': (1, None), 'patients': (1, None), 'size': (1, None), 'epochs': (1, None), 'max_slices': (1, None), 'batch': (1, None),
     'stage': (1, None), 'folds': (1, None), 'png': (1, None), 'batches': (5, None),
-    'fraction': (.001, 1), 'prevalence': (0, 1), 'threshold': (0, 1), 'missing': (0, 1)}
+    'fraction': (.001, 1), 'prevalence': (0, 1), 'threshold': (0, 1), 'prior': (0, 1), 'missing': (0, 1)}
 CHOICES = {'encoding': ('int16', 'uint8'), 'bits': (8, 16), 'average': ('embedding', 'probability'),
            'any_rule': ('keep', 'max', 'noisy_or'), 'backend': ('auto', 'onnx', 'torch')}
 
@@ -367,6 +367,26 @@ def train(
     typer.echo(f'bundle: {bundle}')
     return _lost_in(out)
 
+# %% ../nbs/04_cli.ipynb #147324ac
+def _predictor(*args, **kwargs):
+    "A predictor; options that it refuses are the user's to mend"
+    from rsna_ich.predict.predictor import load_predictor
+    try: return load_predictor(*args, **kwargs)
+    except InputError: raise
+    except ValueError as e: raise typer.BadParameter(str(e)) from None
+
+def _say_found(found, out):
+    "What was found in a folder, in a few lines"
+    ok = found.slices.status.eq('ok')
+    studies = found.slices.study_id[ok].nunique()
+    counts = f'{_n(ok.sum(), "slice")} of {_n(studies, "study", "studies")}, {int(found.slices.positive.sum()):,} called positive'
+    typer.echo(f'{counts}; {_n(len(found.left_out), "file")} left out; {found.seconds:.1f} s')
+    if found.skipped: typer.echo(f'not looked into, being no slices by name: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
+    named = found.left_out.path.astype(str).str.lower()
+    if not ok.any() and named.str.endswith(('.png', '.jpg', '.jpeg')).any(): typer.echo('there are pictures in it: ich predict --pictures reads them')
+    typer.echo(found.about)
+    typer.echo(f'tables: {out}')
+
 # %% ../nbs/04_cli.ipynb #a22072fa
 @command('Results', 'predict scans --out predictions')
 def predict(
@@ -381,27 +401,22 @@ def predict(
     prior:float|None=None, # Share of slices with any haemorrhage where it is used; the model's own assumption unless given
     backend:str='auto', # onnx, torch, or auto: ONNX Runtime on a processor where the model has its plans
     device:str='cpu', # Or cuda
+    pictures:bool=False, # Read PNG and JPEG files instead, as brain-window pictures with a threshold of their own
     overwrite:bool=False # Replace the predictions in the output folder
 ):
     "Give probabilities for every slice and study of a folder"
     import shutil
     if not folder.exists(): raise InputError(folder, 'no such folder')
     if (out/'slices.csv').exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
-    from rsna_ich.predict.predictor import load_predictor
     views = [] if tta in ('', 'none') else tta.split(',')
-    try: predictor = load_predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
-    except InputError: raise
-    except ValueError as e: raise typer.BadParameter(str(e)) from None
-    found = predictor.predict(folder, jobs, keep=out/'.unfinished')
+    predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
+    if pictures:
+        from rsna_ich.apps.pictures import predict_pictures
+        found = predict_pictures(predictor, folder)
+    else: found = predictor.predict(folder, jobs, keep=out/'.unfinished')
     found.save(out)
-    shutil.rmtree(out/'.unfinished')
-    ok = found.slices.status.eq('ok')
-    studies = found.slices.study_id[ok].nunique()
-    counts = f'{_n(ok.sum(), "slice")} of {_n(studies, "study", "studies")}, {int(found.slices.positive.sum()):,} called positive'
-    typer.echo(f'{counts}; {_n(len(found.left_out), "file")} left out; {found.seconds:.1f} s')
-    if found.skipped: typer.echo(f'not looked into, being no slices by name: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
-    typer.echo(found.about)
-    typer.echo(f'tables: {out}')
+    shutil.rmtree(out/'.unfinished', ignore_errors=pictures)
+    _say_found(found, out)
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #2855bbbd

@@ -181,11 +181,14 @@ _ON_CALIBRATION = ('What a temperature and six biases would change if they were 
                    'the patients is corrected by what was fitted on the other four. '
                    'A temperature above 1 says that the predictions are too sure.')
 
+_WITHOUT = "Not fitted: that needs {}, which is not installed (pip install 'rsna_ich[train]')."
+
 def _calibration(evaluation):
     "The section on what another calibration would change"
     level = evaluation.first_level
     try: table = recalibrated(evaluation, level)
     except ValueError: return ''
+    except ModuleNotFoundError as e: return section('Calibration', paragraph(_WITHOUT.format(e.name.partition('.')[0])))
     shown = pd.DataFrame({'': ['as predicted', 'recalibrated on other patients'],
                           'weighted log loss': [number(score) for score in table.score],
                           'calibration error of any': [number(error) for error in table.ece],

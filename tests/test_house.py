@@ -117,6 +117,16 @@ def test_notebook_reads_as_an_article(path):
     if default_exp(path): assert 'nbdev_export()' in source(code[-1]), 'the last cell exports'
 
 
+@each_notebook
+def test_links_lead_to_files(path):
+    "To notebooks that are there, by their names and not by numbers that change"
+    prose = '\n'.join(source(c) for c in read(path)['cells'] if c['cell_type'] == 'markdown')
+    links = [(text, target.partition('#')[0]) for text, target in re.findall(r'\[([^\]]+)\]\(([^)\s]+)\)', prose)]
+    files = [(text, target) for text, target in links if target and not re.match(r'[a-z]+:', target)]
+    assert [target for _, target in files if not (path.parent/target).exists()] == []
+    assert [text for text, _ in files if re.match(r'\d\d[a-z]?_', text)] == []
+
+
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if default_exp(p)], ids=name)
 def test_notebook_tests_what_it_exports(path):
     sources = [source(c) for c in code_cells(path)]

@@ -9,13 +9,14 @@ PYTHONS := python3 python3.13 python3.12 python3.11 python
 CONSTRAINTS ?= constraints.txt
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+HARD_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test docs lab bench bundle readme export hooks licences measures dist clean distclean FORCE
+.PHONY: help env demo test docs lab bench bundle readme export hooks licences measures dist hard clean distclean FORCE
 
 help: ## This list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -27,6 +28,9 @@ demo: $(READY) ## Simulate, check, store, train, evaluate, submit; prints where 
 
 test: $(READY) ## Every test, two at a time; each notebook is one; e.g. PYTEST_ARGS='-k labels'
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+hard: $(READY) ## 100,000 damaged files, alone, in folders and in zips; some hours; e.g. HARD_ARGS='--files 2000'
+	@$(BIN)/python -W ignore tests/mutator.py $(HARD_ARGS)
 
 docs: $(READY) ## The documentation site in docs/, from the notebooks, and README.md
 	@$(BIN)/python tools/build_readme.py

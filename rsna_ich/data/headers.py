@@ -15,7 +15,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.filereader import data_element_generator
 from pydicom.multival import MultiValue
 
-from .dicom import MAX_FRAMES, MAX_INFLATED, SliceError, header_reason, quirks_of, read_header
+from .dicom import LONGEST, MAX_FRAMES, MAX_INFLATED, MAX_READS, GuardedFile, SliceError, header_reason, quirks_of, read_header
 from .files import MARK, first_bytes, open_slice
 
 # %% ../../nbs/data/04_headers.ipynb #5d3880b1
@@ -96,7 +96,7 @@ def _walk(
 ):
     "Values by tag, and the place, the length and the value's place of the first element from `end` on"
     found = {}
-    while True:
+    for _ in range(MAX_READS):
         group,element,vr,n = _ELEMENT.unpack_from(data, at)
         tag = group<<16 | element
         value = at + 8
@@ -109,6 +109,7 @@ def _walk(
         if n == 0xffffffff: raise ValueError('undefined length')
         at = value + n
         if tag in wanted: found[tag] = data[value:at]
+    raise ValueError('more elements than any CT has')
 
 # %% ../../nbs/data/04_headers.ipynb #61ccbeca
 _DEFLATED = '1.2.840.10008.1.2.1.99'
@@ -140,16 +141,19 @@ def _meta_syntax(f):
 
 def _inflated(data, at):
     "What follows the file meta information of a deflated file, in memory"
-    return io.BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[at:], MAX_INFLATED))
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflated = stream.decompress(data[at:], MAX_INFLATED)
+    if stream.unconsumed_tail: raise ValueError(f'it inflates to more than {MAX_INFLATED:,} bytes')
+    return GuardedFile(io.BytesIO(inflated))
 
 def _parse_any(data, size):
     "The same by pydicom's generator of raw elements"
-    f = io.BytesIO(data)
+    f = GuardedFile(io.BytesIO(data))
     syntax = _meta_syntax(f)
     if syntax == _DEFLATED:
         if len(data) < size: raise EOFError('deflated: needs all of it')
         f = _inflated(data, f.tell())
-        size = len(f.getvalue())
+        size = f.size
     pixels = []
     def stop(tag, vr, length):
         if int(tag) in _NESTED: raise _Nested
@@ -170,6 +174,9 @@ def _header(found, order, syntax, pixels):
     for tag,data in found.items():
         keyword,vr = _TAGS[tag]
         signed = keyword in _SIGNED_LIKE_PIXELS and header.get('PixelRepresentation') == 1
+        if data and len(data) > LONGEST:
+            header.setdefault('Malformed', []).append(keyword)
+            continue
         try: value = _value(data, vr, order, signed, header.get('SpecificCharacterSet'))
         except (ValueError, OverflowError): header.setdefault('Malformed', []).append(keyword)
         else:

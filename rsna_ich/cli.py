@@ -312,10 +312,10 @@ def lr(
     "Suggest learning rates for a recipe"
     chosen = _one_stage(recipe, stage, size, batch, pretrained)
     from rsna_ich.model.net import find_weights
-    from rsna_ich.learn.training import find_lr, training_data
+    from rsna_ich.learn.training import Run, find_lr, training_data
     find_weights(chosen.backbone, chosen.pretrained) # said before the slices are read
     slices, labels, left = training_data(competition, out, chosen.store_size, jobs, chosen.crop)
-    suggestions, curve = find_lr(slices, labels, chosen, stage-1, batches=batches)
+    suggestions, curve = find_lr(Run(slices, labels, chosen, out), stage-1, batches=batches)
     own = chosen.stages[stage-1].lr
     _draw_lr(suggestions, curve, own, out/'lr.png')
     for name, rate in suggestions.items(): typer.echo(f'{name:8} {rate:.1e}')

@@ -18,7 +18,7 @@ from rsna_ich.labels import SUBTYPES
 from rsna_ich.learn.published import get_recipe
 from rsna_ich.learn.recipes import Stage
 from rsna_ich.data.store import build_store
-from rsna_ich.learn.training import held_out_rows, train_stages, train_store
+from rsna_ich.learn.training import Run, held_out_rows
 
 def pixels(rows):
     "Noise, and a bright disc where there is blood"
@@ -40,8 +40,8 @@ sick = table.set_index('image_id').sick.loc[store.slices.image_id]
 labels = pd.DataFrame({s: sick.astype('uint8') if s in ('any', 'subdural') else np.uint8(0) for s in SUBTYPES})
 recipe = get_recipe('quick', stages=(Stage(40, 3, 32, lr=3e-3),), effects=False)
 held = held_out_rows(store, labels, recipe) # the same for all seeds, which then differ in training alone
-for seed in map(int, seeds.split(',')): train_stages(store, labels, held, get_recipe(recipe, seed=seed), f'{dest}/run_{seed}_{processes}')
-if processes == '2': train_store(store, labels, get_recipe(recipe, stages=(Stage(40, 1, 32, lr=3e-3),)), f'{dest}/whole')
+for seed in map(int, seeds.split(',')): Run(store, labels, get_recipe(recipe, seed=seed), f'{dest}/run_{seed}_{processes}', held).train_stages()
+if processes == '2': Run(store, labels, get_recipe(recipe, stages=(Stage(40, 1, 32, lr=3e-3),)), f'{dest}/whole').train()
 '''
 
 SEEDS, ALSO_TWICE = range(1, 7), range(1, 4)

@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 from rsna_ich.learn.published import get_recipe
 from rsna_ich.learn.recipes import Stage
 from rsna_ich.data.store import build_store
-from rsna_ich.learn.training import train_store
+from rsna_ich.learn.training import Run
 import rsna_ich.learn.learner as learner
 
 def pixels(rows):
@@ -40,7 +40,7 @@ class Slow(learner.Callback):
     def after_batch(self): time.sleep(float(slow))
 mine = learner.recipe_callbacks
 learner.recipe_callbacks = lambda *args: [*mine(*args), Slow()]
-train_store(store, labels, recipe, f'{dest}/run')
+Run(store, labels, recipe, f'{dest}/run').train()
 '''
 
 

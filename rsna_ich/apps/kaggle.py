@@ -249,12 +249,12 @@ def _small_store(found, dest, scratch, recipe, gigabytes, n_jobs):
 
 def _train(competition, recipe, dest, scratch, gigabytes, n_jobs):
     "Store, model and second stage, each where it is not there yet"
-    from rsna_ich.learn.training import train_store
+    from rsna_ich.learn.training import Run
     bundle = dest/'bundle'
     if not (bundle/'config.json').exists():
         store,labels = _small_store(find_competition(competition), dest, scratch, recipe, gigabytes, n_jobs)
         about = f'{store.slices.patient_id.nunique():,} patients of {Path(competition).name!r}'
-        train_store(store, labels, recipe, dest, trained_on=about)
+        Run(store, labels, recipe, dest, trained_on=about).train()
     if recipe.second_stage:
         from rsna_ich.learn.second_stage import finish_run
         finish_run(dest, recipe.specificity)

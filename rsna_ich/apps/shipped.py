@@ -211,15 +211,16 @@ def make_shipped(
     from rsna_ich.learn.published import get_recipe
     from rsna_ich.learn.second_stage import finish_run
     from rsna_ich.simulate.population import EDITION, simulated_blood, simulated_store
-    from rsna_ich.learn.training import claim_run, train_store
+    from rsna_ich.learn.training import Run, claim_run
     from rsna_ich.learn.where import where_maps
     work,recipe = Path(work),get_recipe(recipe)
     claim_run(work/'run', json.loads(json.dumps(dict(recipe=recipe.to_dict(), patients=patients, max_slices=max_slices, edition=EDITION))))
     store,labels,areas = simulated_store(work/'train', patients, TRAIN_SEED, recipe.store_size, .6, max_slices, n_jobs)
     clear,maps = simulated_blood(store) if recipe.where else (None, None)
     doubtful = doubtful_slices(areas, clear)
-    bundle = train_store(store, labels, recipe, work/'run', f'{patients} simulated patients (seed {TRAIN_SEED}), no real ones', NAME, skip=doubtful,
-                         maps=None if maps is None else where_maps(maps))
+    run = Run(store, labels, recipe, work/'run', skip=doubtful, maps=None if maps is None else where_maps(maps), name=NAME,
+              trained_on=f'{patients} simulated patients (seed {TRAIN_SEED}), no real ones')
+    bundle = run.train()
     if recipe.second_stage: finish_run(work/'run', recipe.specificity, **kwargs)
     export_onnx(bundle)
     held = pd.read_parquet(work/'run'/'split.parquet').set_index('image_id').held_out.loc[store.slices.image_id].to_numpy()

@@ -112,7 +112,8 @@ def _set_optimiser_state(opt, tensors, notes):
 # %% ../../nbs/learn/12_checkpoint.ipynb #6c168397
 def _callback_state(learn):
     "What callbacks remember: tensors, and what fits into JSON"
-    tensors,notes = {},{}
+    tensors = {}
+    notes = {}
     if running := _callback(learn, RunningMean):
         tensors |= _named('mean', running.mean.module.state_dict().items())
         notes['mean_steps'] = running.steps
@@ -179,7 +180,8 @@ class Checkpoint(Callback):
         patience:int|None=None # Epochs without a better validation loss; None: never stop early
     ):
         self.path = path = Path(path)
-        self.about,self.patience = about,patience
+        self.about = about
+        self.patience = patience
         self.rows = [] # The curves, one dict a finished epoch
         self.best = None # Weights of the best epoch, where there is a patience
         self.saved = read_checkpoint(path) if path.exists() else None

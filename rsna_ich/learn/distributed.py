@@ -7,7 +7,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/distributed.html.md"""
 # %% auto #0
 __all__ = ['cpu_too', 'join_processes', 'own_device', 'first_alone', 'together', 'my_share', 'seed_tolerance']
 
-# %% ../../nbs/learn/14_distributed.ipynb #e1754abd
+# %% ../../nbs/learn/14_distributed.ipynb #5465d3d3
 import os
 from contextlib import nullcontext
 
@@ -15,20 +15,24 @@ import numpy as np
 import torch
 
 from ..core import InputError # before fastai, whose warning it silences
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import num_distrib
 
-# %% ../../nbs/learn/14_distributed.ipynb #f7505820
+# %% ../../nbs/learn/14_distributed.ipynb #ea3490c6
+def _broadcast(self, order, rank):
+    "The order of the slices, from one process to all, on the device that the processes talk through"
+    order = torch.tensor(order, device='cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
+    torch.distributed.broadcast(order, rank)
+    return order.cpu().tolist()
+
 def cpu_too():
     "Let fastai send the order of the slices to the other processes without CUDA"
     try: from fastai.distributed import DistributedDL
     except (ImportError, NameError): raise InputError('several processes', 'need accelerate: pip install accelerate') from None
-    def _broadcast(self, t, rank):
-        t = torch.tensor(t, device='cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
-        torch.distributed.broadcast(t, rank)
-        return t.cpu().tolist()
     DistributedDL._broadcast = _broadcast
 
+# %% ../../nbs/learn/14_distributed.ipynb #f9a7782a
 def _without_cuda():
+    "Is there no GPU, or shall none be used?"
     wanted = os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes')
     return wanted or not torch.cuda.is_available()
 
@@ -50,7 +54,7 @@ def own_device(
     torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
     return torch.device('cuda', torch.cuda.current_device())
 
-# %% ../../nbs/learn/14_distributed.ipynb #ba90bb3f
+# %% ../../nbs/learn/14_distributed.ipynb #784a45e2
 def first_alone(
     f, # Called by the first process, then by the others, which find on disk what it made
     *args, # Of `f`
@@ -58,10 +62,8 @@ def first_alone(
 ): # What `f` returns in this process
     "Let the first process go first"
     if not num_distrib(): return f(*args, **kwargs)
-    if rank_distrib(): torch.distributed.barrier()
-    try: return f(*args, **kwargs)
-    finally:
-        if not rank_distrib(): torch.distributed.barrier()
+    from accelerate import PartialState
+    with PartialState().main_process_first(): return f(*args, **kwargs)
 
 def together(
     learn # A learner
@@ -78,7 +80,7 @@ def my_share(
     if bs < n: raise InputError('batch', f'{bs} slices cannot be divided among {n} processes')
     return bs//n
 
-# %% ../../nbs/learn/14_distributed.ipynb #a3429888
+# %% ../../nbs/learn/14_distributed.ipynb #90d41737
 def seed_tolerance(
     losses, # Of trainings that differ in nothing but the seed; at least two
     n:int=1, # Trainings whose mean is compared with theirs
@@ -87,4 +89,5 @@ def seed_tolerance(
     "The difference between means that the spread between seeds explains"
     from scipy.stats import t
     if len(losses) < 2: raise ValueError('one training has no spread')
-    return float(t.ppf((1 + level)/2, len(losses) - 1)*np.std(losses, ddof=1)*np.sqrt(1/len(losses) + 1/n))
+    spread = np.std(losses, ddof=1)*np.sqrt(1/len(losses) + 1/n)
+    return float(t.ppf((1 + level)/2, len(losses) - 1)*spread)

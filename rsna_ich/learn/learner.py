@@ -47,7 +47,8 @@ class BatchBar(Callback):
         desc:str, # Before the bar
         start:int=0 # Epochs that are done already
     ):
-        self.desc,self.start = desc,start
+        self.desc = desc
+        self.start = start
 
     def before_fit(self):
         "Open the bar where the last run left it"
@@ -199,7 +200,8 @@ class MLflowLog(Callback):
         name:str='' # Of the run
     ):
         import mlflow
-        self.mlflow,self.name_of_run = mlflow,name
+        self.mlflow = mlflow
+        self.name_of_run = name
 
     def before_fit(self):
         "Begin a run where there is none"

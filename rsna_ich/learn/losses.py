@@ -7,15 +7,16 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/losses.html.md"""
 # %% auto #0
 __all__ = ['competition_metric', 'any_auc', 'WeightedBCE', 'CompetitionMetric', 'AnyAUC']
 
-# %% ../../nbs/learn/08_losses.ipynb #20323838
+# %% ../../nbs/learn/08_losses.ipynb #7d97fca5
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from fastai.metrics import AccumMetric
 from torch import nn
 
 from ..metrics import WEIGHTS, auc, weighted_log_loss
 
-# %% ../../nbs/learn/08_losses.ipynb #20bf1c91
+# %% ../../nbs/learn/08_losses.ipynb #95048423
 class WeightedBCE(nn.Module):
     "The competition's weighted log loss of logits; its mean over slices equals `metrics.weighted_log_loss`"
     def __init__(self,
@@ -25,26 +26,31 @@ class WeightedBCE(nn.Module):
         reduction:str='mean' # 'mean' or 'sum' over slices, or 'none': one loss a slice
     ):
         super().__init__()
-        self.smoothing,self.gamma,self.reduction = smoothing,gamma,reduction
-        self.register_buffer('weights', torch.as_tensor(WEIGHTS if weights is None else weights, dtype=torch.float32), persistent=False)
-
-    def forward(self,
-        logits, # (..., 6)
-        targets # Truth, 0 to 1 (mixed-up truth lies between), (..., 6)
-    ): # A scalar, or (...) with `reduction='none'`; ValueError where the shapes differ
-        if logits.shape != targets.shape:
-            raise ValueError(f'logits are {tuple(logits.shape)}, truth is {tuple(targets.shape)}')
-        logits,truth = logits.float(),targets.float()
-        truth = truth*(1-self.smoothing) + self.smoothing/2
-        loss = F.binary_cross_entropy_with_logits(logits, truth, reduction='none')
-        if self.gamma: loss = loss*(truth - logits.sigmoid()).abs()**self.gamma
-        loss = (loss*self.weights.to(loss.device)).sum(-1)
-        return loss if self.reduction == 'none' else getattr(loss, self.reduction)()
+        self.smoothing = smoothing
+        self.gamma = gamma
+        self.reduction = reduction
+        weights = torch.as_tensor(WEIGHTS if weights is None else weights, dtype=torch.float32)
+        self.register_buffer('weights', weights, persistent=False)
 
     def activation(self, logits): return torch.sigmoid(logits.float())
     def decodes(self, preds): return preds >= .5
 
-# %% ../../nbs/learn/08_losses.ipynb #eaa573f6
+# %% ../../nbs/learn/08_losses.ipynb #8afb8584
+@patch
+def forward(self:WeightedBCE,
+    logits, # (..., 6)
+    targets # Truth, 0 to 1 (mixed-up truth lies between), (..., 6)
+): # A scalar, or (...) with `reduction='none'`; ValueError where the shapes differ
+    "The loss"
+    if logits.shape != targets.shape: raise ValueError(f'logits are {tuple(logits.shape)}, truth is {tuple(targets.shape)}')
+    logits = logits.float()
+    truth = targets.float()*(1-self.smoothing) + self.smoothing/2
+    loss = F.binary_cross_entropy_with_logits(logits, truth, reduction='none')
+    if self.gamma: loss = loss*(truth - logits.sigmoid()).abs()**self.gamma
+    loss = (loss*self.weights.to(loss.device)).sum(-1)
+    return loss if self.reduction == 'none' else getattr(loss, self.reduction)()
+
+# %% ../../nbs/learn/08_losses.ipynb #4c61fc14
 def _score(logits, targets): return weighted_log_loss(logits.double().sigmoid(), targets)
 def _any_auc(logits, targets): return auc(targets[:, 0], logits[:, 0].double().sigmoid())
 
@@ -56,4 +62,5 @@ class AnyAUC(AccumMetric):
     "AUC of `any` over a whole epoch, from logits (n, 6); NaN where all slices are of one class"
     def __init__(self): super().__init__(_any_auc, flatten=False, name='any_auc')
 
-competition_metric,any_auc = CompetitionMetric,AnyAUC
+competition_metric = CompetitionMetric
+any_auc = AnyAUC

@@ -7,18 +7,19 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/sampling.html.md"""
 # %% auto #0
 __all__ = ['SAMPLERS', 'smooth_ends', 'BalancedDL', 'class_weights', 'ClassWeightedDL', 'StudyDL', 'SeriesDL']
 
-# %% ../../nbs/learn/04_sampling.ipynb #5d8e88c5
+# %% ../../nbs/learn/04_sampling.ipynb #22e791ce
 import numpy as np
 import pandas as pd
 
 from ..core import InputError # before fastai, whose warning it silences
 from fastai.callback.data import WeightedDL
 from fastai.data.all import TfmdDL
+from fastcore.basics import patch
 
 from ..labels import SUBTYPES
 from ..data.neighbours import neighbour_rows
 
-# %% ../../nbs/learn/04_sampling.ipynb #f6562f18
+# %% ../../nbs/learn/04_sampling.ipynb #55f83125
 def smooth_ends(
     labels, # Six columns of 0 and 1 by image_id
     slices, # `image_id`, `series_id`, `slice_index`, and `z_mm` where it is known
@@ -27,12 +28,13 @@ def smooth_ends(
     "Labels softened on the first and last positive slice of each run"
     slices = slices[slices.image_id.isin(labels.index)].reset_index(drop=True)
     hard = labels.loc[slices.image_id, SUBTYPES].to_numpy('float32')
-    below,above = (hard[column] for column in neighbour_rows(slices, 1)[:, [0, 2]].T)
+    below,_,above = (hard[rows] for rows in neighbour_rows(slices, 1).T)
+    end = (hard == 1) & ((below == 0) | (above == 0))
     out = labels[SUBTYPES].astype('float32')
-    out.loc[slices.image_id] = np.where((hard == 1) & ((below == 0) | (above == 0)), 1 - amount, hard)
+    out.loc[slices.image_id] = np.where(end, 1 - amount, hard)
     return out
 
-# %% ../../nbs/learn/04_sampling.ipynb #aac9344e
+# %% ../../nbs/learn/04_sampling.ipynb #60c7efc3
 def _known(dataset):
     "The slices table of a dataset's items: rows of a `SliceDataset`, items of fastai's `Datasets`"
     table = dataset.store.slices.iloc[dataset.rows] if hasattr(dataset, 'store') else dataset.items
@@ -44,34 +46,41 @@ def _targets(dataset):
     targets = getattr(dataset, 'targets', None)
     return _known(dataset)[SUBTYPES].to_numpy() if targets is None else targets
 
+def _n_batches(dl, n): return n//dl.bs if dl.drop_last else -(-n//dl.bs)
+
+# %% ../../nbs/learn/04_sampling.ipynb #aaadf663
 class BalancedDL(TfmdDL):
     "All slices with `any` and as many without, drawn anew in every epoch"
-    def _sides(self):
+    def sides(self):
+        "Slices with `any`, slices without, and how many of these an epoch shows"
         positive = _targets(self.dataset)[:, 0] > 0
-        return np.flatnonzero(positive).tolist(),np.flatnonzero(~positive).tolist()
+        sick = np.flatnonzero(positive).tolist()
+        healthy = np.flatnonzero(~positive).tolist()
+        return sick,healthy,min(len(healthy), max(len(sick), 1))
 
     def get_idxs(self):
         if not self.shuffle: return super().get_idxs()
-        yes,no = self._sides()
-        idxs = yes + self.rng.sample(no, min(len(no), max(len(yes), 1)))
+        sick,healthy,n = self.sides()
+        idxs = sick + self.rng.sample(healthy, n)
         self.n = len(idxs)
         return self.shuffle_fn(idxs)
 
     def __len__(self):
         if not self.shuffle: return super().__len__()
-        yes,no = self._sides()
-        n = len(yes) + min(len(no), max(len(yes), 1))
-        return n//self.bs if self.drop_last else -(-n//self.bs)
+        sick,_,n = self.sides()
+        return _n_batches(self, len(sick) + n)
 
-# %% ../../nbs/learn/04_sampling.ipynb #e2f69ed9
+# %% ../../nbs/learn/04_sampling.ipynb #e0e1a23c
 def class_weights(
     targets # 0 and 1, (n, 6)
 ) -> np.ndarray: # float, (n,), sum 1
     "How often to draw each slice so that subtypes, and slices without any, become about equally frequent"
-    groups = np.column_stack([targets[:, 1:] > 0, ~(targets[:, 1:] > 0).any(1)])
+    kinds = targets[:, 1:] > 0
+    groups = np.column_stack([kinds, ~kinds.any(1)])
     weight = (groups/np.maximum(groups.sum(0), 1)).sum(1)/groups.sum(1)
     return weight/weight.sum()
 
+# %% ../../nbs/learn/04_sampling.ipynb #ddcaf668
 class ClassWeightedDL(WeightedDL):
     "As many slices as there are, drawn with `class_weights`"
     def __init__(self,
@@ -82,25 +91,27 @@ class ClassWeightedDL(WeightedDL):
     ):
         super().__init__(dataset, bs, class_weights(_targets(dataset)) if wgts is None else wgts, **kwargs)
 
+# %% ../../nbs/learn/04_sampling.ipynb #93bed0a3
 class StudyDL(TfmdDL):
     "Some slices of each study, drawn anew in every epoch"
     per_study = 1 # slices of each study in an epoch
-    def _studies(self):
+    def studies(self):
+        "The places of each study's slices"
         table = _known(self.dataset)
-        return list(table.groupby('study_id' if 'study_id' in table else 'series_id', sort=False).indices.values())
+        column = 'study_id' if 'study_id' in table else 'series_id'
+        return [places.tolist() for places in table.groupby(column, sort=False).indices.values()]
 
     def get_idxs(self):
         if not self.shuffle: return super().get_idxs()
-        idxs = [i for o in self._studies() for i in self.rng.sample(o.tolist(), min(len(o), self.per_study))]
+        idxs = [i for places in self.studies() for i in self.rng.sample(places, min(len(places), self.per_study))]
         self.n = len(idxs)
         return self.shuffle_fn(idxs)
 
     def __len__(self):
         if not self.shuffle: return super().__len__()
-        n = sum(min(len(o), self.per_study) for o in self._studies())
-        return n//self.bs if self.drop_last else -(-n//self.bs)
+        return _n_batches(self, sum(min(len(places), self.per_study) for places in self.studies()))
 
-# %% ../../nbs/learn/04_sampling.ipynb #29d907d8
+# %% ../../nbs/learn/04_sampling.ipynb #53a3dad8
 class SeriesDL(TfmdDL):
     "Whole series in a batch, each in its order, about `bs` slices together"
     def __init__(self,
@@ -111,18 +122,33 @@ class SeriesDL(TfmdDL):
         **kwargs
     ):
         table = _known(dataset).reset_index(drop=True).sort_values('slice_index', kind='stable')
-        self.series = [o.index.tolist() for _,o in table.groupby('series_id', sort=False)]
+        self.series = [rows.index.tolist() for _,rows in table.groupby('series_id', sort=False)]
         self.slices = bs
         at_once = max(1, round(bs*len(self.series)/max(1, len(table))))
         super().__init__(dataset, bs=at_once, shuffle=shuffle, **(kwargs | dict(n=len(self.series))))
 
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **(dict(bs=self.slices) | kwargs))
+# %% ../../nbs/learn/04_sampling.ipynb #6b9b2257
+@patch
+def new(self:SeriesDL, dataset=None, cls=None, **kwargs):
+    "Another loader like this one"
+    return super(SeriesDL, self).new(dataset, cls, **(dict(bs=self.slices) | kwargs))
 
-    def get_idxs(self):
-        order = list(range(len(self.series)))
-        return [self.series[i] for i in (self.shuffle_fn(order) if self.shuffle else order)]
+@patch
+def get_idxs(self:SeriesDL):
+    "One list of indices for each series"
+    order = list(range(len(self.series)))
+    return [self.series[i] for i in (self.shuffle_fn(order) if self.shuffle else order)]
 
-    def create_item(self, s): return [self.dataset[i] for i in s] if isinstance(s, list) else super().create_item(s)
-    def create_batch(self, b): return super().create_batch([o for series in b for o in series] if isinstance(b[0], list) else b)
+@patch
+def create_item(self:SeriesDL, s):
+    "All slices of a series"
+    if not isinstance(s, list): return super(SeriesDL, self).create_item(s)
+    return [self.dataset[i] for i in s]
+
+@patch
+def create_batch(self:SeriesDL, b):
+    "The slices of several series, one after the other"
+    if isinstance(b[0], list): b = [one for series in b for one in series]
+    return super(SeriesDL, self).create_batch(b)
 
 SAMPLERS = dict(all=TfmdDL, balanced=BalancedDL, weighted=ClassWeightedDL, study=StudyDL, series=SeriesDL)

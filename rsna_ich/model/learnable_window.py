@@ -7,13 +7,14 @@ Docs: https://rsna-ich.github.io/rsna_ich/model/learnable_window.html.md"""
 # %% auto #0
 __all__ = ['LearnableWindow']
 
-# %% ../../nbs/model/03_learnable_window.ipynb #691006da
+# %% ../../nbs/model/03_learnable_window.ipynb #3dea8bec
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..data.windowing import BSB, SIGMOID_EDGE, Window
 
-# %% ../../nbs/model/03_learnable_window.ipynb #7e823598
+# %% ../../nbs/model/03_learnable_window.ipynb #a49e5817
 class LearnableWindow(nn.Module):
     "HU to a channel a window through sigmoids whose centres and widths are learnt, starting from `windows`"
     def __init__(self,
@@ -24,20 +25,34 @@ class LearnableWindow(nn.Module):
         start = torch.tensor([Window(*w) for w in windows], dtype=torch.float32)
         self.register_buffer('start', start) # (C, 2): centre and width, HU
         self.register_buffer('steepness', torch.tensor(2.).mul(torch.log(torch.tensor(1/edge-1))))
-        self.shift,self.stretch = nn.Parameter(torch.zeros(len(start))),nn.Parameter(torch.zeros(len(start)))
+        self.shift = nn.Parameter(torch.zeros(len(start))) # in widths
+        self.stretch = nn.Parameter(torch.zeros(len(start))) # logarithm
 
-    @property
-    def center(self): return self.start[:, 0] + self.shift*self.start[:, 1]
-    @property
-    def width(self): return self.start[:, 1]*self.stretch.exp()
-    @property
-    def windows(self): return tuple(Window(c, w) for c,w in zip(self.center.tolist(), self.width.tolist()))
+# %% ../../nbs/model/03_learnable_window.ipynb #4644c638
+@patch(as_prop=True)
+def center(self:LearnableWindow):
+    "Centres, HU, (C,)"
+    return self.start[:, 0] + self.shift*self.start[:, 1]
 
-    def forward(self,
-        hu # HU, tensor (..., H, W)
-    ): # float32 (..., C, H, W) in [0,1]
-        if hu.ndim<2: raise ValueError(f'HU need rows and columns, (..., H, W), not the shape {tuple(hu.shape)}')
-        center,width = (o[:, None, None] for o in (self.center, self.width))
-        return torch.sigmoid(self.steepness*(hu.float()[..., None, :, :]-center)/width)
+@patch(as_prop=True)
+def width(self:LearnableWindow):
+    "Widths, HU, (C,)"
+    return self.start[:, 1]*self.stretch.exp()
 
-    def extra_repr(self): return ', '.join(f'{w.center:g}/{w.width:g}' for w in self.windows)
+@patch(as_prop=True)
+def windows(self:LearnableWindow):
+    "The windows as they are now"
+    return tuple(Window(c, w) for c,w in zip(self.center.tolist(), self.width.tolist()))
+
+# %% ../../nbs/model/03_learnable_window.ipynb #7a4456a9
+@patch
+def forward(self:LearnableWindow,
+    hu # HU, tensor (..., H, W)
+): # float32 (..., C, H, W) in [0,1]
+    "The channels of `hu`"
+    if hu.ndim < 2: raise ValueError(f'HU need rows and columns, (..., H, W), not the shape {tuple(hu.shape)}')
+    distance = hu.float()[..., None, :, :] - self.center[:, None, None]
+    return torch.sigmoid(self.steepness*distance/self.width[:, None, None])
+
+@patch
+def extra_repr(self:LearnableWindow): return ', '.join(f'{w.center:g}/{w.width:g}' for w in self.windows)

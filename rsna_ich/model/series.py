@@ -103,7 +103,8 @@ def training_record(
 # %% ../../nbs/model/04_series.ipynb #d5e9ec83
 def _refuse_seen(patients, record):
     "An `InputError` where one of the patients is in the record"
-    patients,keys = pd.unique(patients.astype(str)),set(record['keys'])
+    patients = pd.unique(patients.astype(str))
+    keys = set(record['keys'])
     seen = [p for p in patients if _key(p, record['salt']) in keys]
     if seen:
         raise InputError('held-out slices', f'{len(seen):,} of {len(patients):,} patients were in training, the first is {seen[0]}; '
@@ -138,7 +139,8 @@ def _platt(pooled, truth):
     from sklearn.linear_model import LogisticRegression
     if min(truth.sum(), len(truth) - truth.sum()) < FEW_STUDIES: return 1., 0.
     fit = LogisticRegression().fit(pooled[:, None], truth)
-    slope,bias = float(fit.coef_[0, 0]),float(fit.intercept_[0])
+    slope = float(fit.coef_[0, 0])
+    bias = float(fit.intercept_[0])
     return (slope, bias) if slope > 0 else (1., 0.)
 
 def fit_study(

@@ -86,7 +86,7 @@ def _fail(message, status=2):
 
 def _run(f, kwargs):
     "Call a command; errors that are the user's to mend become one line and a status"
-    name = f.__name__.replace('_', ' ')
+    name = f.__name__.strip('_').replace('_', ' ')
     for option, value in kwargs.items(): _check_option(option, value)
     try:
         with needs_extra(f'ich {name}'): return f(**kwargs)
@@ -98,7 +98,7 @@ def _run(f, kwargs):
 def command(
     heading:str, # Under which it is listed
     example:str, # How it is used, without `ich`
-    name:str|None=None, # What it is called; as the function unless given
+    name:str|None=None, # What it is called; as the function unless given, whose name begins with an underscore: it is not to be imported
     within=None # The Typer application it belongs to; `app` unless given
 ): # A decorator, which gives back the function as it was
     "Make a function a subcommand of `ich`, with its comments as help"
@@ -109,7 +109,7 @@ def command(
         parameters = inspect.signature(f).parameters.values()
         run.__signature__ = inspect.Signature([_described(p, notes.get(p.name, '')) for p in parameters])
         options = dict(help=f.__doc__.replace('`', ''), epilog=f'Example: ich {example}', rich_help_panel=heading)
-        (within or app).command(name, **options)(run)
+        (within or app).command(name or f.__name__.strip('_'), **options)(run)
         return f
     return decorate
 
@@ -141,7 +141,7 @@ def _figures(found):
 
 # %% ../nbs/04_cli.ipynb #9600c985
 @command('The whole way', 'demo --out demo')
-def demo(
+def _demo(
     out:Path=Path('demo'), # Folder for everything
     patients:int=90, # Simulated patients
     seed:int=2019, # Of the simulation
@@ -159,7 +159,7 @@ def demo(
 
 # %% ../nbs/04_cli.ipynb #4fd4c071
 @command('Data', 'phantom competition --patients 60 --seed 42')
-def phantom(
+def _phantom(
     dest:Path, # Folder to write
     patients:int=60, # Patients, a quarter of them test patients
     seed:int=42, # The same seed, the same patients
@@ -176,7 +176,7 @@ def phantom(
 
 # %% ../nbs/04_cli.ipynb #bc69ca1f
 @command('Data', 'download kaggle')
-def download(
+def _download(
     dest:Path # Folder for the archive and the CSVs
 ):
     "Fetch the real competition with Kaggle's client and your account"
@@ -185,7 +185,7 @@ def download(
 
 # %% ../nbs/04_cli.ipynb #b04f2f96
 @command('Data', 'check scans --out check')
-def check(
+def _check(
     folder:Path, # A competition folder, or a folder or zip of DICOM files
     out:Path|None=None, # Folder for quality.md, quality.csv and the slices tables; only printed unless given
     pixels:bool=False, # Decode every slice too
@@ -206,7 +206,7 @@ def _first_of(table, names):
     return next(name for name in names if name in table)
 
 @command('Data', 'eda competition --out eda')
-def eda(
+def _eda(
     folder:Path, # A competition folder or a folder of DICOM files
     out:Path=Path('eda'), # Folder for figures and eda.html
     jobs:int=2 # Processes
@@ -239,7 +239,7 @@ def _lost_in(dest):
 
 # %% ../nbs/04_cli.ipynb #6a564e5b
 @command('Data', 'store competition store --size 256')
-def store(
+def _store(
     competition:Path, # A competition folder (its training slices), or a folder or zip of DICOM files
     dest:Path, # The store's folder
     size:int=256, # Pixels a side
@@ -264,7 +264,7 @@ def _backbone(names):
     return names if ' + ' not in names else f'{names.count(" + ") + 1} networks'
 
 @command('Training', 'recipes')
-def recipes(
+def _recipes(
     full:bool=False # All fields, and the members of ensembles
 ):
     "List the recipes; --full gives their sources and all fields"
@@ -298,7 +298,7 @@ def _one_stage(recipe, stage, size, batch, pretrained):
 
 # %% ../nbs/04_cli.ipynb #dc25b939
 @command('Training', 'lr competition --recipe ours-cpu --out run')
-def lr(
+def _lr(
     competition:Path, # Folder in the competition's layout, stage 1 or 2
     recipe:str='ours-cpu', # Which recipe; `ich recipes` lists them
     out:Path=Path('run'), # Folder of the run that is to follow: the plot is put there, and the slices, which ich train then finds
@@ -341,7 +341,7 @@ def _second_stage(specificity):
 
 # %% ../nbs/04_cli.ipynb #6e9a35c8
 @command('Training', 'train competition --recipe ours-cpu --out run')
-def train(
+def _train(
     competition:Path, # Folder in the competition's layout, stage 1 or 2
     recipe:str='ours-cpu', # Which recipe; `ich recipes` lists them
     out:Path=Path('run'), # Folder of the run; the bundle will be in it
@@ -389,7 +389,7 @@ def _say_found(found, out):
 
 # %% ../nbs/04_cli.ipynb #a22072fa
 @command('Results', 'predict scans --out predictions')
-def predict(
+def _predict(
     folder:Path, # DICOM files, subfolders included, with or without .dcm endings; or a zip
     out:Path=Path('predictions'), # Folder for slices.csv, studies.csv and submission.csv
     model:Path|None=None, # A model bundle, or the folder of a training run; the shipped model unless given
@@ -421,7 +421,7 @@ def predict(
 
 # %% ../nbs/04_cli.ipynb #2855bbbd
 @command('Results', 'evaluate predictions truth.csv --out evaluation')
-def evaluate(
+def _evaluate(
     predictions:Path, # slices.csv, the folder that it is in, or a submission.csv
     truth:Path, # Labels, long or wide
     out:Path=Path('evaluation'), # Folder for report.html
@@ -441,7 +441,7 @@ def evaluate(
 
 # %% ../nbs/04_cli.ipynb #f716c636
 @command('Results', 'submit predictions sample_submission.csv')
-def submit(
+def _submit(
     predictions:Path, # slices.csv, or the folder that it is in
     sample:Path, # The competition's sample submission, whose images and order to follow
     out:Path=Path('submission.csv'), # The submission to write
@@ -466,7 +466,7 @@ def _shares(weights):
     except ValueError: raise InputError(weights, 'not a list of weights such as 2,1,1') from None
 
 @command('Models', 'bundle ensemble run1 run2 --weights 2,1')
-def bundle(
+def _bundle(
     dest:Path, # Folder for the new bundle
     bundles:list[Path], # Bundles or training runs to pack into it, with all their stages
     weights:str='', # Weight of each, such as 2,1,1; equal unless given
@@ -484,7 +484,7 @@ def bundle(
 
 # %% ../nbs/04_cli.ipynb #4f26aca6
 @command('Models', 'push run somebody/my-model')
-def push(
+def _push(
     model:Path, # A bundle or a training run
     repo:str, # user/name on the Hugging Face hub
     public:bool=False # Let everybody see it
@@ -496,7 +496,7 @@ def push(
 
 # %% ../nbs/04_cli.ipynb #ed8efa78
 @command('Models', 'pull somebody/my-model my-model')
-def pull(
+def _pull(
     repo:str, # user/name on the Hugging Face hub
     dest:Path, # Folder for the bundle
     revision:str|None=None # Branch, tag or commit
@@ -507,7 +507,7 @@ def pull(
 
 # %% ../nbs/04_cli.ipynb #b313b2b2
 @command('Models', 'ship --work build/shipped')
-def ship(
+def _ship(
     work:Path=Path('build/shipped'), # Where simulated patients and weights are kept
     out:Path|None=None, # The bundle; where the package looks for it, unless given
     jobs:int=2 # Processes
@@ -524,7 +524,7 @@ app.add_typer(kaggle_app, name='kaggle', rich_help_panel='Kaggle')
 
 # %% ../nbs/04_cli.ipynb #81378d54
 @command('Kernels', 'kaggle build --user somebody --dest kernel', name='build', within=kaggle_app)
-def kaggle_build(
+def _kaggle_build(
     dest:Path=Path('kernel'), # Folder for what the kaggle client pushes
     user:str='', # Your name on Kaggle
     model:Path|None=None, # A bundle or the folder of a training run; the shipped model unless given

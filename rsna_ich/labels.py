@@ -41,9 +41,10 @@ def _read_csv(path, types):
     except (pa.ArrowInvalid, ValueError, zipfile.BadZipFile) as e:
         raise InputError(path, f'not a table of labels: {str(e).splitlines()[0]}') from None
 
+# %% ../nbs/01_labels.ipynb #687ae3bb
 def _only(z):
     "Name of the one CSV file in a zip archive"
-    names = [o for o in z.namelist() if o.endswith('.csv')]
+    names = [name for name in z.namelist() if name.endswith('.csv')]
     if len(names) != 1: raise ValueError(f'{len(names)} CSV files in the archive instead of one')
     return names[0]
 
@@ -54,11 +55,12 @@ def _by_subtype(ids, values, path):
         rows = pc.ends_with(ids, f'_{name}')
         images = pc.utf8_slice_codeunits(pc.filter(ids, rows), 0, -len(name) - 1).combine_chunks()
         return images, pc.filter(values, rows).to_numpy(), pc.all(pc.greater(pc.utf8_length(images), 0), min_count=0).as_py()
-    parts = {o: part(o) for o in SUBTYPES}
-    complete = sum(len(o) for o,*_ in parts.values()) == len(ids)
+    parts = {name: part(name) for name in SUBTYPES}
+    complete = sum(len(images) for images, *_ in parts.values()) == len(ids)
     if not complete or not all(ok for *_,ok in parts.values()): raise _malformed(ids, path)
     return {name: (images, column) for name,(images,column,_) in parts.items()}
 
+# %% ../nbs/01_labels.ipynb #1887da59
 def _malformed(ids, path):
     "The error for keys that are not an image and a subtype"
     bad = ids.filter(pc.invert(pc.match_substring_regex(ids, _KEY))).to_pylist()
@@ -93,7 +95,7 @@ def _parts(ids, values, path):
     if (regular := _blocks(ids)) is None: return _by_subtype(ids, values, path)
     images, names = regular
     column = values.to_numpy()
-    return {o: (images, column[names.index(o)::len(names)]) for o in SUBTYPES}
+    return {name: (images, column[names.index(name)::len(names)]) for name in SUBTYPES}
 
 # %% ../nbs/01_labels.ipynb #6da72edf
 def _encoded(images):
@@ -102,6 +104,7 @@ def _encoded(images):
     codes = encoded.indices.to_numpy()
     return encoded.dictionary, codes, np.r_[True, codes[1:] > np.maximum.accumulate(codes)[:-1]][:len(codes)]
 
+# %% ../nbs/01_labels.ipynb #e64d68bf
 def _first(values, encoded, name, path):
     "Values of the first row of each image; an error where a later one differs"
     unique, codes, first = encoded
@@ -117,7 +120,8 @@ def _pivot(parts, path):
     "Images, a dict of columns in their order, and the number of duplicates dropped"
     images,_ = parts[SUBTYPES[0]]
     encoded = _encoded(images)
-    columns, dropped = {}, 0
+    columns = {}
+    dropped = 0
     for name,(rows,column) in parts.items():
         same = rows.equals(images)
         own = encoded if same else _encoded(rows)
@@ -126,6 +130,7 @@ def _pivot(parts, path):
         if not same: columns[name] = _aligned(own[0], columns[name], encoded[0], name, path)
     return encoded[0], columns, dropped
 
+# %% ../nbs/01_labels.ipynb #45b92edb
 def _aligned(images, column, index, name, path):
     "A subtype's values in the order of `index`"
     where = pc.index_in(index, value_set=images)
@@ -155,6 +160,7 @@ def read_labels(
     labels.attrs['duplicates'] = dropped
     return labels
 
+# %% ../nbs/01_labels.ipynb #d345a45c
 def _binary(values, index, name, path):
     "Values as uint8, each 0 or 1"
     bad = np.flatnonzero(~((values == 0) | (values == 1)))
@@ -172,6 +178,7 @@ def to_long(
     ids = pc.binary_join_element_wise(pa.array(images, pa.string()), pa.array(LONG_ORDER*len(labels), pa.string()), '_')
     return pd.DataFrame({'ID': ids.to_pandas(), 'Label': labels[LONG_ORDER].to_numpy().ravel()})
 
+# %% ../nbs/01_labels.ipynb #8bec7d6b
 def write_labels(
     labels, # Wide labels, indexed by `image_id`
     path # CSV file to write
@@ -197,6 +204,7 @@ def _find(folder, names):
             for end in '', '.gz', '.zip':
                 if found := sorted(Path(folder).glob(f'{pattern}{name}{end}')): return found[0]
 
+# %% ../nbs/01_labels.ipynb #ae596c1c
 def find_labels(
     folder # The competition's folder
 ) -> Path|None: # None where there is none

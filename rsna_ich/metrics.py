@@ -184,7 +184,9 @@ def _flagged(
     if p.ndim != 1 or len(set(y)) < 2: raise ValueError('one subtype with positives and negatives is needed')
     w = np.ones(len(p)) if weights is None else np.asarray(weights, np.float64)
     order = np.argsort(-p, kind='stable')
-    p, y, w = p[order], y[order], w[order]
+    p = p[order]
+    y = y[order]
+    w = w[order]
     last = np.flatnonzero(np.append(p[1:] != p[:-1], True))
     return p[last], np.cumsum(w*y)[last], np.cumsum(w*(1-y))[last]
 

@@ -49,7 +49,10 @@ PROBLEMS = []  # What stands in the way of docs/; a preview in another folder is
 MATHS = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 KATEX = re.compile(r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?')
 FIGURE = re.compile('data:image/png;base64,([A-Za-z0-9+/=]+)')
-WEBP_QUALITY = 85  # of 100: letters and noise of a CT look as before
+# A line of the sidebar: its wrappers, on every page for every page, would be half a megabyte
+SIDEBAR_LINE = re.compile(r'<div class="sidebar-item-container">(<a href=[^>]*>)<span class="menu-text">([^<]*)</span></a></div>')
+WEBP_QUALITY = 70  # of 100: letters and the grain of a CT stay legible
+FIGURE_WIDTH = 1000  # pixels at most; a page's text is about 800 wide
 ADDRESS = '"(?:https?:)?//[^"]*"'
 ELSEWHERE = re.compile(rf'<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc={ADDRESS}|<link\b[^>]*\shref={ADDRESS}')
 
@@ -120,13 +123,14 @@ def local_links(
 
 def as_webp(
     png # A figure as base64
-): # The same as WebP, a quarter of the bytes, still without visible loss
+): # The same as WebP and no wider than is shown, a tenth of the bytes
     "Figures of the site: what a notebook keeps stays as it is"
     with Image.open(io.BytesIO(base64.b64decode(png))) as im:
         whole = Image.new('RGB', im.size, 'white')
         whole.paste(im.convert('RGB'), mask=im.getchannel('A') if im.mode == 'RGBA' else None)
+    if whole.width > FIGURE_WIDTH: whole = whole.resize((FIGURE_WIDTH, round(whole.height*FIGURE_WIDTH/whole.width)), Image.Resampling.LANCZOS)
     small = io.BytesIO()
-    whole.save(small, 'WEBP', quality=WEBP_QUALITY, method=4)
+    whole.save(small, 'WEBP', quality=WEBP_QUALITY, method=6)
     return base64.b64encode(small.getvalue()).decode()
 
 
@@ -237,7 +241,7 @@ def self_contained(
         if (kept := re.sub(r'@import\s+url\([^)]*\)\s*;', '', text)) != text: sheet.write_text(kept, encoding='utf-8')
     for page in site.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
-        made = small_figures(mathml(text))
+        made = SIDEBAR_LINE.sub(r'\1\2</a>', small_figures(mathml(text)))
         if made != text: page.write_text(made, encoding='utf-8')
     if loaded := from_elsewhere(site): raise SystemExit('These pages load something from elsewhere:\n' + '\n'.join(loaded))
 

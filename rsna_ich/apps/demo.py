@@ -28,10 +28,11 @@ def predict_test(
 ) -> Path: # `out`
     "Predict a competition's test slices and write the submission; done once"
     from rsna_ich.predict.predictor import Predictor
-    found,out = find_competition(competition),Path(out)
+    out = Path(out)
+    found = find_competition(competition)
     if not found.test: raise InputError(competition, 'has no folder of test slices')
-    note,made = out/'of.json',(Path(bundle)/'config.json').stat().st_mtime
-    stamp = dict(bundle=str(Path(bundle).resolve()), made=made)
+    note = out/'of.json'
+    stamp = dict(bundle=str(Path(bundle).resolve()), made=(Path(bundle)/'config.json').stat().st_mtime)
     if note.exists() and json.loads(note.read_text()) == stamp: return out
     predictor = Predictor(bundle)
     predictor.predict(found.test).save(out, found.sample_csv, missing=predictor.prior)
@@ -47,8 +48,8 @@ def _truth(table):
 
 def _lost(*folders):
     "What was left out, from each folder's list"
-    tables = [pd.read_csv(o/'left_out.csv').rename(columns={'path': 'image_id'}) for o in folders]
-    return pd.concat([o.astype(object) for o in tables], ignore_index=True)
+    tables = [pd.read_csv(folder/'left_out.csv').rename(columns={'path': 'image_id'}) for folder in folders]
+    return pd.concat([table.astype(object) for table in tables], ignore_index=True)
 
 _TOY = ('The model judged here was trained in minutes, with the recipe {}, to show the whole way. The one that the package ships, which has seen '
         'none of these patients, gets a weighted log loss of {:.3f} and an AUC of any of {:.3f} on the same slices; more of it is in its model card.')
@@ -66,8 +67,9 @@ def judge_test(
     from rsna_ich.judge.report import write_report
     competition,run,predictions,shipped = map(Path, (competition, run, predictions, shipped))
     table = pd.read_parquet(competition/'phantom.parquet').set_index('image_id')
-    def judged(o, **kwargs): return evaluate(o/'slices.csv', _truth(table), groups=table.patient_id, prior=run/'bundle', **kwargs)
-    found,other = judged(predictions),judged(shipped, n_boot=0) # of the other only two figures are told
+    def judged(folder, **kwargs): return evaluate(folder/'slices.csv', _truth(table), groups=table.patient_id, prior=run/'bundle', **kwargs)
+    found = judged(predictions)
+    other = judged(shipped, n_boot=0) # of which only two figures are told
     n = table.groupby('split').patient_id.nunique()
     name = read_config(run/'bundle')['name']
     toy = _TOY.format(name, *other.measures['slice'].value[['score', 'AUC any']])
@@ -78,6 +80,22 @@ def judge_test(
     return found
 
 # %% ../../nbs/apps/01_demo.ipynb #ecf515bb
+def _check(competition, dest, n_jobs):
+    "Write the data-quality report; what it says in a line"
+    quality = check_folder(competition, n_jobs, save=dest/'check')
+    quality.save(dest/'quality.md')
+    shared = f'{len(quality.shared_patients)} patients in both train and test'
+    return f'    {len(quality.slices):,} slices, {len(quality.left_out)} unreadable, {shared}: {dest/"quality.md"}'
+
+def _train(competition, recipe, run, n_jobs):
+    "The bundle of a training run, with its ONNX plans"
+    from rsna_ich.learn.training import train
+    from rsna_ich.predict.onnx import export_onnx, has_onnx
+    bundle = train(competition, recipe, run, n_jobs=n_jobs)
+    if not has_onnx(bundle): export_onnx(bundle)
+    return bundle
+
+# %% ../../nbs/apps/01_demo.ipynb #f350d08a
 def run_demo(
     dest='demo', # Where everything goes
     patients:int=90, # Simulated patients, a quarter of them to judge by
@@ -90,22 +108,18 @@ def run_demo(
 ) -> dict: # Paths `submission`, `report`, `bundle`, and the `evaluation`
     "Simulate, check, store, train, predict, judge; what is done already is used"
     from rsna_ich.learn.published import get_recipe
-    dest,recipe = Path(dest),get_recipe(recipe)
+    dest = Path(dest)
+    recipe = get_recipe(recipe)
     if patients < 4: raise InputError(dest, f'{patients} patients: four at least, three to learn from and one to judge by')
     say(f'1/5 simulated competition: {patients} patients')
     competition = write_competition(dest/'competition', patients, seed, size=size, max_slices=slices, n_jobs=n_jobs)
     say('2/5 data-quality report')
-    quality = check_folder(competition, n_jobs, save=dest/'check')
-    quality.save(dest/'quality.md')
-    shared = f'{len(quality.shared_patients)} patients in both train and test'
-    say(f'    {len(quality.slices):,} slices, {len(quality.left_out)} unreadable, {shared}: {dest/"quality.md"}')
+    say(_check(competition, dest, n_jobs))
     say(f'3/5 store and training, recipe {recipe.name!r}')
-    from rsna_ich.predict.onnx import export_onnx, has_onnx
-    from rsna_ich.learn.training import train
-    bundle = train(competition, recipe, dest/'run', n_jobs=n_jobs)
-    if not has_onnx(bundle): export_onnx(bundle)
+    bundle = _train(competition, recipe, dest/'run', n_jobs)
     say('4/5 prediction of the test patients, by this model and by the one that the package ships')
-    predictions,shipped = (predict_test(competition, o, dest/name) for o,name in ((bundle, 'predictions'), (default_bundle(), 'shipped')))
+    predictions = predict_test(competition, bundle, dest/'predictions')
+    shipped = predict_test(competition, default_bundle(), dest/'shipped')
     say('5/5 report')
     found = judge_test(competition, dest/'run', predictions, shipped, dest/'report.html')
     return dict(submission=predictions/'submission.csv', report=dest/'report.html', bundle=bundle, evaluation=found)

@@ -25,12 +25,15 @@ from ..data.quality import find_competition
 # %% ../../nbs/apps/02_kaggle.ipynb #7f78b81b
 COMPETITION = 'rsna-intracranial-hemorrhage-detection' # Its name in Kaggle's addresses
 # Names of what `build_kernel` makes
-DATASET,INFERENCE,TRAINING = 'rsna-ich-kernel','rsna-ich-inference','rsna-ich-training'
+DATASET = 'rsna-ich-kernel'
+INFERENCE = 'rsna-ich-inference'
+TRAINING = 'rsna-ich-training'
 
 def kaggle_root() -> Path:
     "Kaggle's folder, `/kaggle` unless `ICH_KAGGLE_ROOT` names another"
     return Path(os.environ.get('ICH_KAGGLE_ROOT', '/kaggle'))
 
+# %% ../../nbs/apps/02_kaggle.ipynb #97cbc6e8
 def on_kaggle() -> bool:
     "Is this a kernel on Kaggle, or one that `ICH_KAGGLE_ROOT` makes believe so?"
     return (kaggle_root()/'input').is_dir()
@@ -44,11 +47,12 @@ def input_dir(
 ) -> Path:
     "The folder of a kernel's input; raises `InputError` where there is none"
     root = kaggle_root()/'input'
-    found = [p for o in _PLACES for p in sorted(root.glob(o.format(name))) if p.is_dir()]
+    found = [path for place in _PLACES for path in sorted(root.glob(place.format(name))) if path.is_dir()]
     if found: return found[0]
     if default is not None: return Path(default)
     raise InputError(root, f'{name!r} is not among the inputs; add it to the kernel')
 
+# %% ../../nbs/apps/02_kaggle.ipynb #dc3f6d4b
 def working_dir() -> Path:
     "Where outputs go: Kaggle's working folder there, the current one here"
     return kaggle_root()/'working' if on_kaggle() else Path.cwd()
@@ -63,12 +67,13 @@ def competition_dir(
 _MAIN_FILES = 'config.json','ensemble.json' # One of them is in every bundle
 _PACK = 'bundle.pack' # A bundle with folders, as a zip that Kaggle does not unpack because of its name
 
+# %% ../../nbs/apps/02_kaggle.ipynb #8e882836
 def bundle_dir(
     folder # A data set's folder
 ) -> Path: # The folder itself, one below it, or where a packed one has been unpacked
     "The model bundle in a data set; raises `InputError` where there is none"
     folder = Path(folder)
-    found = [o for o in [folder, *sorted(folder.glob('*/'))] if any((o/name).is_file() for name in _MAIN_FILES)]
+    found = [inner for inner in [folder, *sorted(folder.glob('*/'))] if any((inner/name).is_file() for name in _MAIN_FILES)]
     if not found and (folder/_PACK).is_file():
         found = [Path(tempfile.mkdtemp(prefix='bundle-'))]
         with zipfile.ZipFile(folder/_PACK) as z: z.extractall(found[0])
@@ -81,20 +86,23 @@ def _record(files):
     def line(name, data):
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()
         return f'{name},sha256={digest},{len(data)}'
-    return '\n'.join(line(*o) for o in files.items())
+    return '\n'.join(line(name, data) for name, data in files.items())
 
+# %% ../../nbs/apps/02_kaggle.ipynb #464574a3
 def _library(home):
     "The package's own files by their path in a wheel"
     left = {'__pycache__', '.ipynb_checkpoints'}
     files = [p for p in sorted(home.rglob('*')) if p.is_file() and not left & set(p.parts)]
     return {f'rsna_ich/{p.relative_to(home).as_posix()}': p.read_bytes() for p in files}
 
+# %% ../../nbs/apps/02_kaggle.ipynb #9c01f274
 def package_wheel(
     dest # Folder for it
 ) -> Path: # The wheel
     "Write the installed package as a wheel"
     import rsna_ich
-    info,meta = package_metadata.distribution('rsna_ich'),f'rsna_ich-{rsna_ich.__version__}.dist-info'
+    info = package_metadata.distribution('rsna_ich')
+    meta = f'rsna_ich-{rsna_ich.__version__}.dist-info'
     files = _library(Path(rsna_ich.__file__).parent)
     files[f'{meta}/METADATA'] = (info.read_text('METADATA') or info.read_text('PKG-INFO')).encode()
     files[f'{meta}/entry_points.txt'] = (info.read_text('entry_points.txt') or '').encode()
@@ -121,7 +129,7 @@ def fetch_wheels(
     pythons=PYTHONS # For which Pythons, on 64-bit Linux
 ) -> list: # Names of which there is no wheel for one of the Pythons
     "Download wheels with pip; needs the network, here and not on Kaggle"
-    platforms = [f'--platform=manylinux{o}_x86_64' for o in ('_2_28', '_2_27', '2014', '_2_17')]
+    platforms = [f'--platform=manylinux{version}_x86_64' for version in ('_2_28', '_2_27', '2014', '_2_17')]
     options = ['-q', '--no-deps', '--only-binary=:all:', *platforms, f'--dest={dest}']
     pip = [sys.executable, '-m', 'pip', 'download', *options]
     lacking = []
@@ -247,6 +255,7 @@ def _small_store(found, dest, scratch, recipe, gigabytes, n_jobs):
     table = fitting_patients(table[table.image_id.isin(labels.index)], recipe.store_size, gigabytes, recipe.seed)
     return build_store(table, Path(scratch)/'store', recipe.store_size, 'uint8', n_jobs, crop=recipe.crop),labels
 
+# %% ../../nbs/apps/02_kaggle.ipynb #9eaecfa6
 def _train(competition, recipe, dest, scratch, gigabytes, n_jobs):
     "Store, model and second stage, each where it is not there yet"
     from rsna_ich.learn.training import Run
@@ -260,6 +269,7 @@ def _train(competition, recipe, dest, scratch, gigabytes, n_jobs):
         finish_run(dest, recipe.specificity)
     return bundle
 
+# %% ../../nbs/apps/02_kaggle.ipynb #384647c1
 def train_within(
     competition, # The competition's folder
     recipe='ours-cpu', # A name of RECIPES, or a `Recipe`
@@ -303,20 +313,21 @@ def training_notebook(
 def _data_set(dest, user, bundle, wheels):
     "The data set's folder; what could not be had"
     dest.mkdir(parents=True)
-    if any(o.is_dir() for o in bundle.iterdir()):
+    if any(path.is_dir() for path in bundle.iterdir()):
         with zipfile.ZipFile(dest/_PACK, 'w') as z:
-            for o in sorted(bundle.rglob('*')): z.write(o, o.relative_to(bundle))
+            for path in sorted(bundle.rglob('*')): z.write(path, path.relative_to(bundle))
     else: shutil.copytree(bundle, dest, dirs_exist_ok=True)
     package_wheel(dest)
     lacking = []
     if wheels is True: lacking = fetch_wheels(dest)
     elif wheels:
-        for o in sorted(Path(wheels).glob('*.whl')): shutil.copy(o, dest)
+        for path in sorted(Path(wheels).glob('*.whl')): shutil.copy(path, dest)
     about = dict(title='rsna ich kernel', id=f'{user}/{DATASET}', licenses=[dict(name='other')], isPrivate=True,
                  subtitle='Wheels and model bundle of rsna_ich for a kernel offline')
     (dest/'dataset-metadata.json').write_text(json.dumps(about, indent=1) + '\n')
     return lacking
 
+# %% ../../nbs/apps/02_kaggle.ipynb #8deb84ef
 def _kernel(dest, user, name, notebook, sources=()):
     "A kernel's folder"
     dest.mkdir(parents=True)
@@ -340,6 +351,7 @@ kaggle competitions submit {competition} -f output/submission.csv -m "rsna_ich"
 ```
 '''
 
+# %% ../../nbs/apps/02_kaggle.ipynb #721f14ca
 def build_kernel(
     dest, # Folder to write
     user:str, # Name at Kaggle, as in addresses
@@ -350,7 +362,8 @@ def build_kernel(
 ) -> list: # Wheels that could not be had; the kernels work without
     "Write the data set and both kernels as Kaggle's client pushes them"
     from rsna_ich.learn.published import get_recipe
-    dest,bundle = Path(dest),find_bundle(model_bundle or default_bundle())
+    dest = Path(dest)
+    bundle = find_bundle(model_bundle or default_bundle())
     if not re.fullmatch(r'[A-Za-z0-9][\w-]*', user):
         raise InputError(user, "not a user's name as in Kaggle's addresses")
     if dest.exists() and any(dest.iterdir()) and not (dest/'dataset'/'dataset-metadata.json').exists():
@@ -372,9 +385,10 @@ def zip_members(
     part:str # `stage_2_train` or `stage_2_test`
 ) -> list: # `archive.zip::member` of each slice, which `read_slices` takes
     "The slices of one part of the competition inside its archive"
-    with zipfile.ZipFile(archive) as z: names = [o for o in z.namelist() if o.endswith('.dcm')]
-    return [f'{archive}::{o}' for o in names if o.split('/')[-2:-1] == [part]]
+    with zipfile.ZipFile(archive) as z: names = [name for name in z.namelist() if name.endswith('.dcm')]
+    return [f'{archive}::{name}' for name in names if name.split('/')[-2:-1] == [part]]
 
+# %% ../../nbs/apps/02_kaggle.ipynb #41b14030
 def check_download(
     archive, # The downloaded zip
     counts:dict=COUNTS # Part to its number of slices
@@ -403,6 +417,7 @@ def _client():
     except (Exception, SystemExit) as e: raise InputError('kaggle', f'{_NO_CREDENTIALS} ({type(e).__name__})') from None
     return api
 
+# %% ../../nbs/apps/02_kaggle.ipynb #4c0bc75c
 def _said(error):
     "What an error of the client means, in words"
     code = getattr(getattr(error, 'response', None), 'status_code', None)
@@ -411,6 +426,25 @@ def _said(error):
     return f'the download stopped ({type(error).__name__}: {str(error)[:160]}); the same command goes on from there'
 
 # %% ../../nbs/apps/02_kaggle.ipynb #790175e4
+def _fetch(api, dest, archive):
+    "Download the archive; where that fails before anything has come, no folder is left"
+    new = not dest.exists()
+    dest.mkdir(parents=True, exist_ok=True)
+    try: api.competition_download_files(COMPETITION, path=str(dest), quiet=bool(os.environ.get('ICH_QUIET')))
+    except (Exception, SystemExit) as e:
+        if archive.exists() and not archive.stat().st_size: archive.unlink()
+        if new and not any(dest.iterdir()): dest.rmdir()
+        raise InputError(archive, _said(e)) from None
+
+def _take_tables(archive, dest):
+    "Copy the CSV files of the archive beside it"
+    with zipfile.ZipFile(archive) as z:
+        for name in z.namelist():
+            table = dest/Path(name).name
+            if not name.endswith('.csv') or table.exists(): continue
+            with atomic_path(table) as p, z.open(name) as source, open(p, 'wb') as out: shutil.copyfileobj(source, out)
+
+# %% ../../nbs/apps/02_kaggle.ipynb #0ba64211
 def download_competition(
     dest, # Folder for the archive and the tables
     api=None, # Kaggle's client; made from the user's credentials unless given
@@ -419,15 +453,8 @@ def download_competition(
     "Fetch the competition's data, go on with an interrupted download, count the slices, and take the tables out"
     dest = Path(dest)
     archive = dest/f'{COMPETITION}.zip'
-    if not (dest/'counts.json').exists():
-        dest.mkdir(parents=True, exist_ok=True)
-        api = api or _client()
-        try: api.competition_download_files(COMPETITION, path=str(dest), quiet=bool(os.environ.get('ICH_QUIET')))
-        except (Exception, SystemExit) as e: raise InputError(archive, _said(e)) from None
+    if not (dest/'counts.json').exists(): _fetch(api or _client(), dest, archive)
     found = check_download(archive, counts)
-    with zipfile.ZipFile(archive) as z:
-        for o in z.namelist():
-            if not o.endswith('.csv') or (table := dest/Path(o).name).exists(): continue
-            with atomic_path(table) as p, z.open(o) as source, open(p, 'wb') as out: shutil.copyfileobj(source, out)
+    _take_tables(archive, dest)
     with atomic_path(dest/'counts.json') as p: p.write_text(json.dumps(found))
     return archive

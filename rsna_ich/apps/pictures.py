@@ -41,7 +41,7 @@ def _decode(path):
     "The HU of one picture, or the reason why there are none; runs in the process of its own"
     from PIL import Image
     try:
-        with Image.open(path, formats=('PNG', 'JPEG')) as im: rows, cols = im.height, im.width
+        with Image.open(path, formats=('PNG', 'JPEG')) as im: cols, rows = im.size
         if rows*cols > MOST_PIXELS: return f'{cols} x {rows} pixels: too many for a picture of a slice'
         if min(rows, cols) < 32: return f'{cols} x {rows} pixels: too few for a picture of a slice'
         return picture_hu(path)

@@ -19,7 +19,7 @@ from scipy import ndimage as ndi
 from .anatomy import COLS, PIXEL, ROWS, vector
 from .artefacts import SCALE, harden, moved, starve
 
-# %% ../../nbs/simulate/08_acquisition.ipynb #79805676
+# %% ../../nbs/simulate/08_acquisition.ipynb #5bc3355d
 @dataclass
 class Protocol:
     "How one series is acquired; lengths in mm, angles in degrees, `noise` in HU"
@@ -44,11 +44,13 @@ class Protocol:
     headrest:bool=True # a shell under and beside the head
     circle:bool=False # nothing measured outside the inscribed circle
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #79805676
 def draw_protocol(
     rng # numpy random Generator
 ) -> Protocol:
     "A protocol from the ranges of the competition's headers and of real slices"
-    u,chance = rng.uniform,lambda p: rng.random() < p
+    u = rng.uniform
+    chance = lambda p: rng.random() < p
     thickness = float(rng.choice([2.5, 3., 4., 5., 5., 5., 6., 7.]))
     return Protocol(
         thickness=thickness, spacing=max(thickness, u(4, 6)),
@@ -94,7 +96,7 @@ def spread_bone(
     near = torch.from_numpy(protocol.halo*blur(bone, protocol.halo_reach) + protocol.glow*blur(bone, protocol.glow_reach))
     return torch.where(hu > -300, hu + near + protocol.lift*wide, hu)
 
-# %% ../../nbs/simulate/08_acquisition.ipynb #e50713b1
+# %% ../../nbs/simulate/08_acquisition.ipynb #f22f8308
 def _project(hu, protocol, rng):
     "What goes wrong in projections: metal and starved detectors where there is metal or much bone, hardening everywhere, motion in a run of slices"
     metal = (hu > SCALE).flatten(1).any(1)
@@ -108,6 +110,7 @@ def _project(hu, protocol, rng):
         hu[run] = moved(hu[run], rng, protocol.motion)
     return hu
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #e50713b1
 MOST_STARVED = 8 # slices of a series in which metal and starvation are worked out, for the time it takes
 
 def _headrest(hu, rng):
@@ -115,12 +118,12 @@ def _headrest(hu, rng):
     rows,cols = hu.shape[1:]
     y = (rows/2 - torch.arange(rows))[:, None]*PIXEL
     x = (torch.arange(cols) - cols/2)[None]*PIXEL
-    wide,deep = rng.uniform(92, 108),rng.uniform(106, 122)
+    wide = rng.uniform(92, 108)
+    deep = rng.uniform(106, 122)
     shell = (((x/wide).square() + (y/deep).square()).sqrt() - 1).abs()*deep < rng.uniform(.6, 2.5)
     top = rng.uniform(-75, -20) if rng.random() < .5 else rng.uniform(-20, 60)
     value = torch.tensor(rng.uniform(-200, 300), dtype=torch.float32)
     return torch.where(shell & (y < top) & (hu < -500), value, hu)
-
 
 # %% ../../nbs/simulate/08_acquisition.ipynb #b0f89d8b
 def to_matrix(
@@ -131,13 +134,14 @@ def to_matrix(
 ) -> torch.Tensor: # (slices, size, size)
     "Interpolate the coarse grid to the scanner's matrix"
     at = (torch.arange(size) - (size-1)/2)*pixel
-    y,x = (at-shift[0])/(ROWS*PIXEL/2),(at-shift[1])/(COLS*PIXEL/2)
+    y = (at-shift[0])/(ROWS*PIXEL/2)
+    x = (at-shift[1])/(COLS*PIXEL/2)
     grid = torch.stack(torch.meshgrid(y, x, indexing='ij')[::-1], -1).float()
     hu = F.pad(hu[:, None] + 1000, (1, 1, 1, 1))
     grid = grid*vector([COLS/(COLS+2), ROWS/(ROWS+2)])
     return F.grid_sample(hu, grid.expand(len(hu), -1, -1, -1), mode='bilinear', padding_mode='zeros', align_corners=False)[:, 0] - 1000
 
-# %% ../../nbs/simulate/08_acquisition.ipynb #d74dc066
+# %% ../../nbs/simulate/08_acquisition.ipynb #de2bcbf6
 def _absorbed(hu):
     "Where noise is strongest, relative to the mean of the head: a broad blur of what absorbs, (slices, h, w) at an eighth of the resolution"
     dense = F.avg_pool2d(((hu + 1000).clamp(0, 2500)/1000)[:, None], 8)
@@ -145,6 +149,7 @@ def _absorbed(hu):
     level = blur.amax((2, 3), keepdim=True).clamp(min=.2)
     return F.interpolate(.55 + .6*blur/level, size=hu.shape[1:], mode='bilinear', align_corners=False)[:, 0]
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #89fa8f02
 def add_noise(
     hu, # HU, (slices, size, size)
     rng, # numpy random Generator
@@ -159,6 +164,7 @@ def add_noise(
         out[k] = s + torch.from_numpy(n*(sd/n.std()))*where[k]
     return out
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #d74dc066
 def apply_kernel(
     hu, # HU, (slices, size, size)
     sharpen:float # 0 leaves it alone; 1 adds the whole difference to a 1-pixel blur
@@ -167,7 +173,7 @@ def apply_kernel(
     if not sharpen: return hu
     return hu + sharpen*(hu - torch.from_numpy(ndi.gaussian_filter(hu.numpy(), (0, 1.2, 1.2), truncate=2)))
 
-# %% ../../nbs/simulate/08_acquisition.ipynb #f365b82a
+# %% ../../nbs/simulate/08_acquisition.ipynb #2b3b78f6
 def acquire(
     hu, # HU of thin planes from `draw_head`, (slices*planes, ROWS, COLS)
     protocol:Protocol, # How
@@ -190,6 +196,7 @@ def acquire(
     if protocol.circle: hu[:, ~_circle(size)] = PADDING
     return hu,None if masks is None else _nearest(masks, size, pixel, shift)
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #f365b82a
 def _nearest(masks, size, pixel, shift):
     "Masks on the scanner's matrix, nothing beyond the coarse grid"
     out = np.zeros((*masks.shape[:-2], size, size), masks.dtype)

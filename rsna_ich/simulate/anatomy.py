@@ -38,7 +38,8 @@ def _inner_table(
 ):
     "Signed distance in mm to the inner table of the skull, negative inside, on the mask's 2 mm grid"
     from skimage.morphology import convex_hull_image
-    pad,radius = 10,7
+    pad = 10
+    radius = 7
     padded = np.pad(brain, pad)
     grown = ndi.distance_transform_edt(~padded) <= radius
     hull = ndi.distance_transform_edt(grown) > radius
@@ -97,7 +98,8 @@ def load_atlas() -> dict: # Name to float32 tensor, (1, channels, z, y, x)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #e25bff73
 PIXEL = 1.3 # mm, spacing of the grid on which anatomy is drawn
-ROWS,COLS = 192,160 # of that grid: 250 x 208 mm
+ROWS = 192 # of that grid: 250 x 208 mm
+COLS = 160
 
 def scan_grid(
     z, # Positions of the slices in mm, (slices,)
@@ -148,7 +150,7 @@ def smooth_noise(
     up = F.interpolate(out.transpose(0, 1), scale_factor=step, mode='bilinear', align_corners=False)[..., :rows, :cols]
     return up.transpose(0, 1)
 
-# %% ../../nbs/simulate/01_anatomy.ipynb #16f112f5
+# %% ../../nbs/simulate/01_anatomy.ipynb #c3b8cd8e
 def vector(
     numbers # Three of them, or any array
 ) -> torch.Tensor: # float32
@@ -165,13 +167,15 @@ def ellipsoid(
     turn = torch.eye(3) if rotation is None else vector(rotation)
     return torch.linalg.vector_norm((q - vector(centre))@(turn/vector(radii)), dim=-1)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #16f112f5
 def capsule(
     q, # Points in mm, (..., 3)
     start, # mm, (3,)
     end # mm, (3,)
 ) -> torch.Tensor: # mm
     "Distance from the segment between `start` and `end`"
-    a,b = vector(start),vector(end)
+    a = vector(start)
+    b = vector(end)
     t = ((q-a)@(b-a)/((b-a)@(b-a))).clamp(0, 1)
     return (q - a - t[..., None]*(b-a)).norm(dim=-1)
 
@@ -198,7 +202,7 @@ def box_of(
         inside = here if inside is None else inside & here
     return inside
 
-# %% ../../nbs/simulate/01_anatomy.ipynb #52559a74
+# %% ../../nbs/simulate/01_anatomy.ipynb #14137b7a
 def rotation_matrix(
     degrees # Angles about x, y, z
 ) -> np.ndarray: # (3, 3)
@@ -206,6 +210,7 @@ def rotation_matrix(
     from scipy.spatial.transform import Rotation
     return Rotation.from_euler('xyz', degrees, degrees=True).as_matrix()
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #52559a74
 class Head:
     "A patient's head on a scan's grid: where each point lies in the atlas, and its HU"
     def __init__(self,
@@ -214,8 +219,10 @@ class Head:
         nod:float=0., # Degrees by which the head is bent back, as technicians tilt the gantry after it
         plane:float=1.7 # Thickness of a plane in mm
     ):
-        self.rng,self.plane = np.random.default_rng(seed),plane
-        self.points,self.atlas = points,load_atlas()
+        self.rng = np.random.default_rng(seed)
+        self.plane = plane
+        self.points = points
+        self.atlas = load_atlas()
         self.q = self._pose(points, nod)
         self.skull_q = self.q = self.q + self._warp(90, .6, 2)
         self.table,self.beyond,self.around = sample(self.atlas['coarse'], self.skull_q)
@@ -224,7 +231,8 @@ class Head:
         self.normal = sample(self.atlas['normal'], self.skull_q).permute(1, 2, 3, 0)
         self.q = self.q + self._warp(28, .5, 1.8) + self._warp(14, 0, .6)
         self.age = self.uniform(0, 1)
-        self.push,self.pressed = torch.zeros_like(self.q),torch.zeros_like(self.depth)
+        self.push = torch.zeros_like(self.q)
+        self.pressed = torch.zeros_like(self.depth)
         self.hu = torch.full_like(self.depth, -1000.)
 
     def uniform(self, low, high): return float(self.rng.uniform(low, high))
@@ -246,7 +254,7 @@ class Head:
     @property
     def mirrored(self): return self.q*torch.where(self.q[..., :1] < 0, vector([-1, 1, 1]), vector([1, 1, 1]))
 
-# %% ../../nbs/simulate/01_anatomy.ipynb #7fde6014
+# %% ../../nbs/simulate/01_anatomy.ipynb #55ffe9c6
 def _shrink(head:Head):
     "Where each point of a brain of this age came from: smaller brain, larger ventricles"
     centre = vector((0, -15, 12))
@@ -256,14 +264,17 @@ def _shrink(head:Head):
     widen = head.uniform(-.1, .12) + head.uniform(.2, 1)*.65*head.age**1.5
     return centre + (q - centre)*(1 - widen*torch.exp(-near/2))[..., None]
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #879e4aca
 def _sulci(head:Head, q):
     "Individual sulci, 0 to 1: sheets where a random field is zero, fading within 12 to 26 mm of the skull"
     x,_,z = head.xyz
-    reach,length = head.uniform(12, 26),head.uniform(7, 11)
+    reach = head.uniform(12, 26)
+    length = head.uniform(7, 11)
     width = head.uniform(.2, 1.6) + head.uniform(0, 1.8)*head.age
     sheet = sigmoid((width*(1 - head.depth/reach) - head.noise(length, q).abs()*length*.6)/.35)
     return sheet*(head.depth > 0)*(head.depth < reach)*(x.abs() > 2)*sigmoid((z+25)/6)*(head.around < .1)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #7fde6014
 def _press(head:Head, tissue):
     "`tissue` with the fluid pressed out of sulci and fissures (not the ventricles) where a mass is near"
     where = head.pressed*sigmoid((head.q[..., 2] + 20)/6)*(1 - head.ventricle.clamp(0, 1))*(head.depth > 0)
@@ -297,7 +308,8 @@ def add_brain(
     brain = sigmoid((tissue - head.threshold)/head.softness)*sigmoid((head.depth - .4)/.4)
     head.sulci = _sulci(head, q)
     head.tissue = _close_behind(head, _fill_rim(head, _press(head, brain*(1 - .9*head.sulci))))
-    fluid,grey = head.uniform(1, 10),head.uniform(34, 41)
+    fluid = head.uniform(1, 10)
+    grey = head.uniform(34, 41)
     matter = grey - head.uniform(5, 11)*sigmoid((head.white - .5)/head.uniform(.12, .25))
     matter = matter - head.uniform(0, 12)*head.age**2*head.around*head.white
     matter = matter + head.noise(14)*head.uniform(.2, 1) + head.noise(5)*head.uniform(0, .8)
@@ -318,34 +330,12 @@ def tube(
     "A vessel on one side or both"
     ends = np.array([start, end])
     near = box_of(head.q, ends.min(0) - radius - 4, ends.max(0) + radius + 4, mirror=True) & (head.q[..., 0]*side >= 0)
-    q,depth = head.q[near],head.depth[near]
+    q = head.q[near]
+    depth = head.depth[near]
     mask = sigmoid((radius - capsule(torch.stack([q[:, 0].abs(), q[:, 1], q[:, 2]], -1), start, end))/soft)*(depth > 1)*(depth < deepest)
     head.hu[near] = paint(head.hu[near], mask*.9, hu)
 
-# %% ../../nbs/simulate/01_anatomy.ipynb #879efd12
-def add_meninges(
-    head:Head # Changed: `hu`
-):
-    "Falx, tentorium, venous sinuses and the arteries of the base"
-    x,y,z = head.xyz
-    ax,depth,inside = x.abs(),head.depth,head.depth > 0
-    dura,vein = head.uniform(42, 62),head.uniform(46, 68) + 12*head.chance(.05)
-    bend = head.noise(60)*.8
-    behind = sigmoid((-25 - y)/8)
-    front = head.uniform(.5, 1) if head.chance(.38) else -.6 # half its thickness in mm; below 0 it is too thin to be seen
-    back = head.uniform(.5, 1.2) if head.chance(.88) else -.3
-    half,reach = front + (back-front)*behind,head.uniform(10, 30)*(1-behind) + head.uniform(40, 62)*behind
-    falx = sigmoid((half - (x-bend).abs())/.35)*sigmoid((reach - depth)/3)*(z > -12)*((y > 20) | (z > 18) | (y < -40))
-    head.hu = paint(head.hu, falx*inside, dura)
-    sagittal = sigmoid((head.uniform(2.5, 4.5) - (ax*.8 + depth*.55))/.6)*((z > 0) | (y < -40))*((y < 10) | (z > 30))
-    head.hu = paint(head.hu, sagittal*inside, vein)
-    tentorium = sigmoid((head.uniform(.5, .9) - (z - 2 + .45*ax).abs()*.9)/.4)*(y < -34)*(y > -92)
-    head.hu = paint(head.hu, tentorium*inside*head.uniform(.3, 1), dura)
-    tube(head, (4, -96, -10), (58, -62, -26), head.uniform(2.5, 4), .6, vein, deepest=9)
-    for start,end,radius in VEINS: tube(head, start, end, radius*head.uniform(.7, 1.3), .5, vein)
-    for start,end,radius in ARTERIES: tube(head, start, end, radius*head.uniform(.6, 1.2), .4, head.uniform(40, 58))
-    if head.chance(.04): tube(head, *ARTERIES[1], .4, head.uniform(62, 80), side=int(head.rng.choice([-1, 1])))
-
+# %% ../../nbs/simulate/01_anatomy.ipynb #667d285c
 VEINS = [ # start, end and radius in mm
     ((1.5, -8, 12), (1.5, -36, 8), .9), # internal cerebral
     ((0, -37, 7), (0, -47, 10), 2.6), # great vein of Galen
@@ -357,7 +347,56 @@ ARTERIES = [ # start, end and radius in mm
     ((0, 12, -16), (0, 30, 5), 1.1), # anterior cerebral
     ((8, -14, -20), (20, -35, -12), 1.)] # posterior cerebral
 
-# %% ../../nbs/simulate/01_anatomy.ipynb #f27540fa
+# %% ../../nbs/simulate/01_anatomy.ipynb #3e324a60
+def _add_falx(head, dura):
+    "The falx: in front thin and often invisible, behind thicker and deeper"
+    x,y,z = head.xyz
+    bend = head.noise(60)*.8
+    behind = sigmoid((-25 - y)/8)
+    front = head.uniform(.5, 1) if head.chance(.38) else -.6 # half its thickness in mm; below 0 it is too thin to be seen
+    back = head.uniform(.5, 1.2) if head.chance(.88) else -.3
+    half = front + (back-front)*behind
+    reach = head.uniform(10, 30)*(1-behind) + head.uniform(40, 62)*behind # mm below the skull
+    sheet = sigmoid((half - (x-bend).abs())/.35)*sigmoid((reach - head.depth)/3)
+    there = (z > -12) & ((y > 20) | (z > 18) | (y < -40)) & (head.depth > 0)
+    head.hu = paint(head.hu, sheet*there, dura)
+
+# %% ../../nbs/simulate/01_anatomy.ipynb #f23d051b
+def _add_tentorium(head, dura):
+    "The tentorium: a roof over the cerebellum that slopes down to both sides, more or less bright"
+    x,y,z = head.xyz
+    sheet = sigmoid((head.uniform(.5, .9) - (z - 2 + .45*x.abs()).abs()*.9)/.4)
+    there = (y < -34) & (y > -92) & (head.depth > 0)
+    head.hu = paint(head.hu, sheet*there*head.uniform(.3, 1), dura)
+
+def _add_sagittal_sinus(head, vein):
+    "The vein along the upper edge of the falx, three-sided in a cross-section"
+    x,y,z = head.xyz
+    inside = sigmoid((head.uniform(2.5, 4.5) - (x.abs()*.8 + head.depth*.55))/.6)
+    there = ((z > 0) | (y < -40)) & ((y < 10) | (z > 30)) & (head.depth > 0)
+    head.hu = paint(head.hu, inside*there, vein)
+
+# %% ../../nbs/simulate/01_anatomy.ipynb #879efd12
+def _add_vessels(head, vein):
+    "Transverse sinuses, deep veins and the arteries of the base; now and then one middle cerebral artery is dense"
+    tube(head, (4, -96, -10), (58, -62, -26), head.uniform(2.5, 4), .6, vein, deepest=9)
+    for start,end,radius in VEINS: tube(head, start, end, radius*head.uniform(.7, 1.3), .5, vein)
+    for start,end,radius in ARTERIES: tube(head, start, end, radius*head.uniform(.6, 1.2), .4, head.uniform(40, 58))
+    if head.chance(.04): tube(head, *ARTERIES[1], .4, head.uniform(62, 80), side=int(head.rng.choice([-1, 1])))
+
+def add_meninges(
+    head:Head # Changed: `hu`
+):
+    "Falx, tentorium, venous sinuses and the arteries of the base"
+    dura = head.uniform(42, 62)
+    vein = head.uniform(46, 68)
+    if head.chance(.05): vein += 12 # someone dehydrated
+    _add_falx(head, dura)
+    _add_sagittal_sinus(head, vein)
+    _add_tentorium(head, dura)
+    _add_vessels(head, vein)
+
+# %% ../../nbs/simulate/01_anatomy.ipynb #4d2c7695
 def sutures(
     q # Points in mm, (..., 3)
 ) -> tuple: # mm, (...) each: in front of the coronal suture, right of the sagittal, in front of the lambdoid
@@ -365,6 +404,7 @@ def sutures(
     x,y,z = q.unbind(-1)
     return y - 10 - .08*(60-z),x,y + 85 - .35*x.abs()
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #f27540fa
 def suture_distance(
     q, # Points in mm, (..., 3)
     wiggle=0. # mm by which the lines meander
@@ -397,7 +437,8 @@ def add_skull(
 ):
     "Skull with diploe, scalp, face and the air round it"
     x,y,z = head.skull_q.unbind(-1)
-    ax,u = x.abs(),head.uniform
+    ax = x.abs()
+    u = head.uniform
     thickness = (u(5, 10) + head.noise(30)*.7 + u(0, 3)*sigmoid((-y-80)/5) + u(0, 4)*sigmoid((y-55)/6)).clamp(min=2.5)
     thickness = thickness*(1 - .5*sigmoid((ax-60)/3)*sigmoid((12-z)/6)*sigmoid((y+50)/5))
     head.outside = head.table - thickness

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from .anatomy import PIXEL
 
-# %% ../../nbs/simulate/07_artefacts.ipynb #4eb0f85f
+# %% ../../nbs/simulate/07_artefacts.ipynb #68694b49
 def view_angles(
     n:int # How many
 ) -> torch.Tensor: # Radians, half a turn
@@ -23,13 +23,16 @@ def view_angles(
 
 def _rays(angles, rows, cols, bins):
     "Where the rays of some directions run, in `grid_sample`'s units, (angles, bins, bins, 2)"
-    cos,sin = torch.cos(angles)[:, None, None],torch.sin(angles)[:, None, None]
+    cos = torch.cos(angles)[:, None, None]
+    sin = torch.sin(angles)[:, None, None]
     at = torch.arange(bins) - (bins-1)/2
-    across,along = at[None, :, None],at[None, None, :]
+    across = at[None, :, None]
+    along = at[None, None, :]
     x = across*cos - along*sin
     y = across*sin + along*cos
     return torch.stack([x/(cols/2), y/(rows/2)], -1)
 
+# %% ../../nbs/simulate/07_artefacts.ipynb #4eb0f85f
 def project(
     slices, # (slices, rows, cols)
     angles, # From `view_angles`
@@ -61,7 +64,8 @@ def back_project(
     pixel:float=PIXEL # mm
 ) -> torch.Tensor: # (slices, rows, cols)
     "Filtered back-projection"
-    lines,bins = _filtered(sinogram),sinogram.shape[-1]
+    lines = _filtered(sinogram)
+    bins = sinogram.shape[-1]
     y = (torch.arange(rows) - (rows-1)/2)[:, None]
     x = (torch.arange(cols) - (cols-1)/2)[None]
     out = torch.zeros(len(sinogram), rows, cols)
@@ -127,7 +131,8 @@ def moved(
     angles = view_angles(views)
     still = project(coarse, angles, 2*PIXEL, bins=128)
     time = torch.linspace(0, 1, views)
-    when,hurry = rng.uniform(.2, .8),rng.uniform(.02, .2)
+    when = rng.uniform(.2, .8)
+    hurry = rng.uniform(.02, .2)
     slid = mm*torch.sigmoid((time - when)/hurry)
     direction = rng.uniform(0, np.pi)
     shift = slid*torch.cos(angles - direction)/(2*PIXEL)

@@ -127,7 +127,8 @@ def add_sphenoid(
     low:Lower # Changed: `hu`
 ):
     "Clivus, sella, the sphenoid's wings and its sinus, and the floor on which the brain rests"
-    u,bone = low.uniform,650 + 300*low.cell
+    u = low.uniform
+    bone = 650 + 300*low.cell
     ax,y,z = low.q.unbind(-1)
     table = low.head.table[low.planes]
     floor = (low.beyond > u(3, 5)) & (z < -24 + .12*(y-10).clamp(min=0)) & (z > -72) & (table < 6) & (ax < 48) & (low.cell > -.9)
@@ -143,7 +144,8 @@ def add_craniovertebral_junction(
     low:Lower # Changed: `hu`
 ):
     "Condyles, the first vertebra and the tooth of the second"
-    u,bone = low.uniform,550 + 200*low.cell
+    u = low.uniform
+    bone = 550 + 200*low.cell
     bar(low, (17, -28, -60), (19, -36, -66), u(5, 8), bone, clear=3)
     bar(low, (19, -30, -74), (21, -32, -84), u(7, 9), bone, clear=3)
     bar(low, (0, -24, -72), (0, -28, -110), u(4.5, 6), bone, clear=3)
@@ -172,7 +174,8 @@ def add_sinuses(
     low:Lower # Changed: `hu`
 ):
     "Ethmoid cells, nose, maxillary and frontal sinuses"
-    u,thin = low.uniform,torch.where(low.cell.abs() < .25, 300., AIR_HU)
+    u = low.uniform
+    thin = torch.where(low.cell.abs() < .25, 300., AIR_HU)
     mucosa = 30. if low.chance(.12) else AIR_HU
     hollow(low, (0, 52, -42), (14, 27, 22), 300., thin, clear=2.5)
     conchae = torch.where(low.noise(8) > u(-.2, .8), 45., AIR_HU)
@@ -180,7 +183,8 @@ def add_sinuses(
     hollow(low, (0, 50, -62), (15, 36, 17), 250., septum)
     hollow(low, (28, 46, -66), (u(13, 17), u(14, 18), u(12, 17)), 550., mucosa)
     if not low.chance(.75): return
-    centre,radii = (u(3, 10), u(76, 79), -10),(u(6, 20), u(3, 6), u(8, 16))
+    centre = (u(3, 10), u(76, 79), -10)
+    radii = (u(6, 20), u(3, 6), u(8, 16))
     frontal = ellipsoid(low.q, centre, radii) + .12*low.cell
     here = (low.head.table[low.planes] > 1) & (low.head.outside[low.planes] < 1) & (frontal < 1.2)
     low.hu = torch.where(here, torch.where(frontal < 1, AIR_HU if low.chance(.94) else 25., 900.), low.hu)
@@ -190,7 +194,8 @@ def add_cheekbones(
     low:Lower # Changed: `hu`
 ):
     "The orbit's outer wall, the arch of the cheek, and the pterygoid plates"
-    u,bone = low.uniform,900 + 200*low.cell
+    u = low.uniform
+    bone = 900 + 200*low.cell
     bar(low, (47, 42, -30), (52, 40, -52), u(2.5, 4.5), bone)
     bar(low, (46, 30, -34), (50, 42, -38), u(1.2, 2.5), bone)
     bar(low, (52, 40, -52), (64, 18, -52), u(2, 3.5), bone)
@@ -206,7 +211,8 @@ def add_jaws(
     low:Lower # Changed: `hu`
 ):
     "Lower jaw, palate, teeth with or without fillings, tongue and throat"
-    u,bone = low.uniform,800 + 250*low.cell
+    u = low.uniform
+    bone = 800 + 250*low.cell
     bar(low, (50, -8, -52), (50, -2, -68), u(3.5, 5), bone)
     bar(low, (50, -2, -66), (45, 8, -100), u(3, 5), bone)
     bar(low, (45, 8, -102), (12, 66, -112), u(5, 7), bone)
@@ -236,7 +242,8 @@ def add_ears(
     low:Lower # Changed: `hu`
 ):
     "The ears: thin folded leaves that stand off the head"
-    lean,reach = low.uniform(.3, 1.2),low.uniform(15, 24)
+    lean = low.uniform(.3, 1.2)
+    reach = low.uniform(15, 24)
     ax,y,z = low.q.unbind(-1)
     leaf = (ax - 75 + lean*(y + 22)*.6 + 2.5*low.noise(14)).abs()
     near = ellipsoid(low.q, (80, -30, -36), (18, reach, 32)) < 1

@@ -28,7 +28,8 @@ class Lesion:
         rng, # numpy random Generator
         side:int=1 # 1 for the patient's right, -1 for the left
     ):
-        self.rng,self.side = rng,side
+        self.rng = rng
+        self.side = side
 
     def push(self, head): "Displace the brain of `head` (nothing, unless a bleed has mass)"
     def fill(self, head): "Paint it (nothing, unless it can be seen itself)"
@@ -40,7 +41,8 @@ class Lesion:
     def shift(self, head, mm, side):
         "A mass that is `mm` thick shifts the midline away from `side`, under the falx, and squeezes the ventricle of that side"
         x,y,z = head.xyz
-        u,far = side*x,self.uniform(.2, .7)*max(mm-5, 0)
+        u = side*x
+        far = self.uniform(.2, .7)*max(mm-5, 0)
         across = torch.where(u > 0, 1 - u/60, 1 - (-u-22)/36).clamp(0, 1)
         beside = sigmoid((34 - head.depth)/4)*torch.exp(-(u.clamp(min=0)/15).square()) # the falx holds what lies against it
         along = torch.exp(-((y+10)/70).square() - ((z-15)/45).square())
@@ -82,7 +84,8 @@ class Bleed(Lesion):
     def bleed(self, head, mask, hu):
         "Paint `hu` where `mask`, and remember which blood it was, how much it changed the picture and how far it stands out from brain"
         mask = mask*(head.depth > 0)
-        before,head.hu = head.hu,paint(head.hu, mask, hu)
+        before = head.hu
+        head.hu = paint(head.hu, mask, hu)
         change = (head.hu - before).abs()
         self.remember(head, blood=mask, change=change, contrast=torch.minimum(change, head.hu - GREY_HU))
 
@@ -261,7 +264,8 @@ class Intraparenchymal(Bleed):
         self.distance = [self._distance(head, *focus) for focus in self.foci]
         for r,(centre,radius) in zip(self.distance, self.foci):
             self.give_way(head, r, centre, radius, self.uniform(.25, .6))
-            lateral,above = abs(centre[0]) > 10,centre[2] > -25 # mm from the midline; above the tentorium
+            lateral = abs(centre[0]) > 10 # mm from the midline; above the tentorium
+            above = centre[2] > -25
             if lateral and above: self.shift(head, radius*.5, 1 if centre[0] > 0 else -1)
 
     def _distance(self, head, centre, radius):
@@ -320,7 +324,9 @@ def _oedema(self:Intraparenchymal, head, r, radius):
 @patch
 def _faded_clot(self:Intraparenchymal, head, r):
     "HU of a clot resorbed from outside, `r` being 1 at its edge: a core that is still denser than brain, and round it what is no longer"
-    core,rim,out = self.uniform(42, 62),self.uniform(22, 34),self.uniform(.4, 1)
+    core = self.uniform(42, 62)
+    rim = self.uniform(22, 34)
+    out = self.uniform(.4, 1)
     return rim + (core - rim)*(1 - (r/out).square()).clamp(0, 1) + self.texture(head)*self.uniform(1, 4)
 
 @patch
@@ -356,7 +362,8 @@ class Intraventricular(Bleed):
         if self.kind == 'one side': return sigmoid((self.side*x + self.uniform(-4, 4))/2)
         if self.kind == 'patches': return sigmoid((self.noise(head, 35) + self.uniform(-.3, 1.2))*4)
         if self.kind == 'middle':
-            third,fourth = ellipsoid(head.q, (0, -14, 0), (9, 22, 16)),ellipsoid(head.q, (0, -46, -32), (12, 12, 16))
+            third = ellipsoid(head.q, (0, -14, 0), (9, 22, 16))
+            fourth = ellipsoid(head.q, (0, -46, -32), (12, 12, 16))
             return sigmoid((1 - (fourth if self.chance(.5) else torch.minimum(third, fourth)))*4)
         level = sigmoid((self.uniform(-78, -24) - y)/.8)
         return level*sigmoid((self.side*x + 2)/2) if self.chance(.35) else level
@@ -428,7 +435,7 @@ def plan_bleeds(
     names = [first] + [name for name,p in ALSO[first].items() if rng.random() < p]
     return [BLEEDS[name](rng, side if rng.random() < .8 else -side) for name in names]
 
-# %% ../../nbs/simulate/02_bleeds.ipynb #7c93f300
+# %% ../../nbs/simulate/02_bleeds.ipynb #7456e1b3
 VISIBLE_HU = 8. # HU, change of a pixel that counts as visible
 VISIBLE_AREA = 25. # mm2 of visible blood from which a slice is labelled
 
@@ -445,6 +452,7 @@ def blood_masks(
         masks[name][1] &= masks[name][0]
     return masks
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #ac947d20
 def mask_bits(
     masks:dict, # From `blood_masks`
     shape:tuple # (slices, ROWS, COLS)
@@ -454,6 +462,7 @@ def mask_bits(
     for name,both in masks.items(): bits |= both.astype('uint8') << (SUBTYPES.index(name)-1)
     return bits
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #5dbf1e17
 def mask_areas(
     masks:dict, # From `blood_masks`
     slices:int # How many slices there are
@@ -470,6 +479,7 @@ def visible_area(
     "The area of each subtype's blood that can be seen in each slice"
     return mask_areas(blood_masks(head, planes), len(head.hu)//planes)[0]
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #7c93f300
 def slice_labels(
     areas # mm2, (slices, 5), from `visible_area`
 ) -> np.ndarray: # uint8, (slices, 6), in the order of SUBTYPES

@@ -88,19 +88,31 @@ def slice_dataset(
     position,orientation = _geometry(scan, k, pixel)
     two = lambda v: [f'{v:05d}']*2 if family.bits == 12 else str(v)
     ds = Dataset()
-    ds.SOPInstanceUID,ds.Modality = ids['image'],'CT'
-    ds.PatientID,ds.StudyInstanceUID,ds.SeriesInstanceUID,ds.StudyID = ids['patient'],ids['study'],ids['series'],''
-    ds.ImagePositionPatient,ds.ImageOrientationPatient = position,orientation
-    ds.SamplesPerPixel,ds.PhotometricInterpretation = 1,'MONOCHROME2'
+    ds.SOPInstanceUID = ids['image']
+    ds.Modality = 'CT'
+    ds.PatientID = ids['patient']
+    ds.StudyInstanceUID = ids['study']
+    ds.SeriesInstanceUID = ids['series']
+    ds.StudyID = ''
+    ds.ImagePositionPatient = position
+    ds.ImageOrientationPatient = orientation
+    ds.SamplesPerPixel = 1
+    ds.PhotometricInterpretation = 'MONOCHROME2'
     ds.Rows,ds.Columns = scan.hu.shape[1:]
     ds.PixelSpacing = [round(pixel, 6)]*2
-    ds.BitsAllocated,ds.BitsStored,ds.HighBit,ds.PixelRepresentation = 16,family.bits,family.bits-1,int(family.signed)
-    ds.WindowCenter,ds.WindowWidth = two(40 if family.bits == 12 else 30),two(80)
-    ds.RescaleIntercept,ds.RescaleSlope = str(family.intercept),'1'
+    ds.BitsAllocated = 16
+    ds.BitsStored = family.bits
+    ds.HighBit = family.bits-1
+    ds.PixelRepresentation = int(family.signed)
+    ds.WindowCenter = two(40 if family.bits == 12 else 30)
+    ds.WindowWidth = two(80)
+    ds.RescaleIntercept = str(family.intercept)
+    ds.RescaleSlope = '1'
     ds.PixelData = store_values(scan.hu[k], family).tobytes()
     ds['PixelData'].VR = 'OW'
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID,ds.file_meta.MediaStorageSOPInstanceUID = CTImageStorage,ids['image']
+    ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    ds.file_meta.MediaStorageSOPInstanceUID = ids['image']
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return ds
 
@@ -138,7 +150,8 @@ def _write_patient(dest, config, index, family, test):
     rng = np.random.default_rng([seed, index, 1])
     part = dest/'.parts'/f'{index:06d}.parquet'
     if part.exists(): return
-    rows,patient = [],make_id(seed, 'patient', index, digits=8)
+    rows = []
+    patient = make_id(seed, 'patient', index, digits=8)
     for series in range(1 + (rng.random() < 1/30)):
         scan = simulate_patient(int(rng.integers(2**31)), config['size'], config['prevalence'], max_slices=config['max_slices'], masks=config.get('masks', False))
         study,uid = (make_id(seed, kind, index, series, digits=10) for kind in ('study', 'series'))
@@ -189,7 +202,8 @@ def write_competition(
     dest = Path(dest)
     config = dict(n_patients=n_patients, seed=seed, test_share=test_share, prevalence=prevalence, size=size, max_slices=max_slices, layout=1)
     if masks: config['masks'] = True
-    done,begun = dest/'phantom.json',dest/'.parts'/'config.json'
+    done = dest/'phantom.json'
+    begun = dest/'.parts'/'config.json'
     if done.exists() and json.loads(done.read_text()) == config:
         shutil.rmtree(begun.parent, ignore_errors=True) # of a run that was killed at its very end
         return dest

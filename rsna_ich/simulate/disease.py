@@ -20,7 +20,8 @@ from .anatomy import CENTRE, ARTERIES, Head, box_of, capsule, ellipsoid, paint, 
 from .bleeds import Lesion, draw_site
 
 # %% ../../nbs/simulate/03_disease.ipynb #bef81418
-YOUNGEST,OLDEST = 18.,95. # years of a head whose `age` is 0 and 1
+YOUNGEST = 18. # years of a head whose `age` is 0 and 1
+OLDEST = 95.
 
 def years(
     head:Head # The patient
@@ -41,7 +42,7 @@ def has_calcium(
     young,old = CALCIUM[place]
     return head.chance(young + (old-young)*head.age)
 
-# %% ../../nbs/simulate/03_disease.ipynb #20d9178f
+# %% ../../nbs/simulate/03_disease.ipynb #96e2d0b6
 def grain(
     head:Head, # Changed: `hu`
     centre, # MNI mm, (3,)
@@ -53,11 +54,13 @@ def grain(
     reach = 2*np.asarray(radii) + 2
     near = box_of(q, np.asarray(centre) - reach, np.asarray(centre) + reach) & (head.depth > 0)
     if not near.any(): return
-    points,before = q[near],head.hu[near]
+    points = q[near]
+    before = head.hu[near]
     rough = smooth_noise(head.rng, points[None, None], 3, fine=True).view(-1)
     edge = (1 - ellipsoid(points, centre, radii) - rough*.25)*float(np.mean(radii))/.5
     head.hu[near] = torch.maximum(before, paint(before, sigmoid(edge), hu))
 
+# %% ../../nbs/simulate/03_disease.ipynb #20d9178f
 def strand(
     head:Head, # Changed: `hu`
     start, # MNI mm, (3,)
@@ -69,7 +72,8 @@ def strand(
     ends = np.array([start, end])
     near = box_of(head.q, ends.min(0) - radius - 3, ends.max(0) + radius + 3) & (head.depth > -1)
     if not near.any(): return
-    points,before = head.q[near],head.hu[near]
+    points = head.q[near]
+    before = head.hu[near]
     mask = sigmoid((radius - capsule(points, start, end))/.4)
     head.hu[near] = torch.maximum(before, paint(before, mask, hu))
 
@@ -94,7 +98,9 @@ def _calcify_deep(head):
     "Basal ganglia and dentate nuclei, alike on both sides"
     u = head.uniform
     if has_calcium(head, 'ganglia'):
-        at,size,hu = (u(16, 21), u(-8, 3), u(-3, 3)),(u(1, 3.5), u(1.5, 6), u(1, 3)),u(60, 220)
+        at = (u(16, 21), u(-8, 3), u(-3, 3))
+        size = (u(1, 3.5), u(1.5, 6), u(1, 3))
+        hu = u(60, 220)
         for side in (-1, 1): grain(head, (side*at[0], at[1], at[2]), np.array(size)*u(.6, 1.2), hu*u(.8, 1.2))
     if has_calcium(head, 'dentate'):
         for side in (-1, 1): grain(head, (side*u(12, 16), u(-60, -56), u(-36, -32)), (u(2, 5), u(1, 3), u(1, 3)), u(60, 160))
@@ -111,7 +117,8 @@ def _calcify_dura(head):
         for side in (-1, 1):
             if head.chance(.7): strand(head, (side*u(9, 11), -9, -20), (side*u(14, 24), u(-22, -15), -24), u(.6, 1.6), u(100, 600))
     if has_calcium(head, 'petroclinoid'):
-        side,far = head.rng.choice([-1, 1]),u(24, 40)
+        side = head.rng.choice([-1, 1])
+        far = u(24, 40)
         grain(head, (side*far, -28 - .35*far, -12 - .25*far), (u(1, 5), u(.8, 1.6), u(.8, 2)), u(90, 400))
 
 def _calcify_vessels(head):
@@ -193,7 +200,7 @@ def add_small_vessel_disease(
     patches = sigmoid((head.around + spread - .75 + .35*head.noise(12))/.1)
     head.hu = head.hu - head.uniform(2, 10)*patches*head.white*head.tissue
 
-# %% ../../nbs/simulate/03_disease.ipynb #172b843f
+# %% ../../nbs/simulate/03_disease.ipynb #b674275f
 class Tumour(Lesion):
     "A mass in the brain with fingers of oedema"
     def __init__(self,
@@ -230,6 +237,7 @@ class Tumour(Lesion):
         if not self.ring: return solid
         return paint(solid, sigmoid((self.uniform(.55, .85) - r)/.08), self.uniform(12, 28))
 
+# %% ../../nbs/simulate/03_disease.ipynb #172b843f
 class Meningioma(Lesion):
     "A dense smooth mass that sits on the dura"
     def push(self, head):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# %% ../../nbs/simulate/09_patient.ipynb #669a80b5
+# %% ../../nbs/simulate/09_patient.ipynb #d9ff7610
 @dataclass
 class Scan:
     "One simulated series"
@@ -27,6 +27,7 @@ class Scan:
 
     def __len__(self): return len(self.hu)
 
+# %% ../../nbs/simulate/09_patient.ipynb #eaf0e516
 def plan_scan(
     seed:int, # The patient
     protocol=None, # A `Protocol`; drawn where there is none
@@ -40,6 +41,7 @@ def plan_scan(
     high = rng.uniform(84, 106) # above the vertex
     return protocol,np.arange(low, high, max(protocol.spacing, (high-low)/max_slices))[:max_slices]
 
+# %% ../../nbs/simulate/09_patient.ipynb #669a80b5
 def simulate_patient(
     seed:int, # The patient: the same seed gives the same bytes
     size:int=512, # Rows and columns

@@ -49,7 +49,8 @@ def blood_maps(
     cells:int=CELLS # Cells a side
 ) -> np.ndarray: # float16 mm2, (slices, 2, 5, cells, cells): blood that can be seen, and that stands out
     "The area of each subtype's blood in each cell of a grid over `box`"
-    n,(h,w) = masks.shape[1],masks.shape[2:]
+    n = masks.shape[1]
+    h,w = masks.shape[2:]
     rows,cols = (np.rint(np.linspace(start, start + box.size, cells + 1)).astype(int).clip(0, end) for start,end in ((box.top, h), (box.left, w)))
     out = np.zeros((n, 2, len(SUBTYPES)-1, cells, cells), 'float16')
     for k in range(out.shape[2]):
@@ -82,7 +83,7 @@ def read_simulated(
     by_index = dict(enumerate(hu))
     return [by_index[k] for k in rows.slice_index]
 
-# %% ../../nbs/simulate/11_population.ipynb #e35a116f
+# %% ../../nbs/simulate/11_population.ipynb #cee4ab0c
 def simulated_store(
     dest, # The store's folder
     n_patients:int, # How many
@@ -102,9 +103,11 @@ def simulated_store(
     index = pd.Index(store.slices.image_id, name='image_id')
     return store,pd.DataFrame(slice_labels(areas), index, SUBTYPES),pd.DataFrame(areas, index, SUBTYPES[1:])
 
+# %% ../../nbs/simulate/11_population.ipynb #acd23c88
 def _by_slice(store, what):
     "One array of the truth's side files, a row a slice of the store"
-    rows,out = store.slices,None
+    rows = store.slices
+    out = None
     for series,some in rows.reset_index(drop=True).groupby('series_id', sort=False):
         file = store.path/'truth'/f'{series}.npz'
         if not file.exists(): raise InputError(file, 'is not there: an older version made this store, remove its folder')
@@ -113,6 +116,7 @@ def _by_slice(store, what):
         out[some.index] = part[some.slice_index]
     return out
 
+# %% ../../nbs/simulate/11_population.ipynb #e35a116f
 def simulated_blood(
     store # From `simulated_store`
 ) -> tuple: # Areas of blood that stands out in mm2 (by image_id), maps as in `blood_maps`, (slices, 2, 5, CELLS, CELLS)

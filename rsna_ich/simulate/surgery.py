@@ -73,7 +73,7 @@ def _lens(head, point, radius):
     "Distance from `point` along the skull in units of `radius`"
     return ellipsoid(head.skull_q, point, np.ones(3)*radius)
 
-# %% ../../nbs/simulate/05_surgery.ipynb #85bd6005
+# %% ../../nbs/simulate/05_surgery.ipynb #e418dc65
 def bone_flap(
     head:Head # Changed: `hu`
 ):
@@ -87,6 +87,7 @@ def bone_flap(
     if head.chance(.7): _beneath(head, r)
     if head.chance(.4): _resected(head, point)
 
+# %% ../../nbs/simulate/05_surgery.ipynb #85bd6005
 def missing_bone(
     head:Head # Changed: `hu`
 ):

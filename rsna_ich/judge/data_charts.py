@@ -118,6 +118,7 @@ def plot_slices_per_series(
     ax = own_axes(ax, (7.5, 2.8))
     ax.hist(n, bins=np.arange(n.min(), n.max()+2)-.5, color=_GREY)
     ax.axvline(n.median(), color=SUBTYPE_COLOURS['intraparenchymal'], ls='--', label=f'median {n.median():g}')
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend()
     ax.set(title=f'Slices in a series, {len(n):,} series', xlabel='slices', ylabel='series')
     return ax

@@ -95,7 +95,8 @@ def cautions(
     said = [f"Intervals are 95%, from a bootstrap over {evaluation.info['groups']}. {_prior_sentence(evaluation)}"]
     if 'study' in evaluation.levels: said.append(f"A study's probability is {_ORIGINS[evaluation.info['how']]}.")
     if few: said.append(f'Few patients have {", ".join(few)}: take these figures as anecdotes.')
-    if lost: said.append(f'{lost:,} rows could not be judged; they are listed at the end.')
+    if lost == 1: said.append('One row could not be judged; it is listed at the end.')
+    elif lost: said.append(f'{lost:,} rows could not be judged; they are listed at the end.')
     return said
 
 # %% ../../nbs/judge/04_report.ipynb #e9f19cf9
@@ -296,8 +297,9 @@ def _charts(evaluation, curves):
 # %% ../../nbs/judge/04_report.ipynb #16f1c52b
 def _tile(measures, name, label, digits=3):
     "One measure with its interval"
-    ends = f'95% interval {number(measures.low[name], digits)} to {number(measures.high[name], digits)}'
-    return tile(number(measures.value[name], digits), label, ends)
+    value,low,high = measures.loc[name]
+    ends = f'95% interval {number(low, digits)} to {number(high, digits)}' if np.isfinite(low) else 'without an interval'
+    return tile(number(value, digits), label, ends)
 
 def _tiles(evaluation):
     "The headline figures"

@@ -356,7 +356,8 @@ def predict(self:Predictor,
     lost = slices[slices.status.ne('ok')]
     left_out = pd.DataFrame([*zip(lost.path, lost.status)], columns=['path', 'reason'])
     studies = studies_table(slices, self.study_of)
-    return Predictions(slices[SLICE_COLUMNS], studies, left_out, self.about_slices(read=True), time.perf_counter() - began, tuple(side_files(folder)))
+    seconds = time.perf_counter() - began
+    return Predictions(slices[SLICE_COLUMNS], studies, left_out, self.about_slices(read=True), seconds, tuple(side_files(folder)), slices)
 
 # %% ../../nbs/predict/05_predictor.ipynb #93ed9b9e
 def sheet(

@@ -377,6 +377,7 @@ def _predictor(*args, **kwargs):
 
 def _say_found(found, out):
     "What was found in a folder, in a few lines"
+    from rsna_ich.predict.worklist import urgent_in_words
     ok = found.slices.status.eq('ok')
     studies = found.slices.study_id[ok].nunique()
     counts = f'{_n(ok.sum(), "slice")} of {_n(studies, "study", "studies")}, {int(found.slices.positive.sum()):,} called positive'
@@ -384,6 +385,7 @@ def _say_found(found, out):
     if found.skipped: typer.echo(f'not looked into, being no slices by name: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
     named = found.left_out.path.astype(str).str.lower()
     if not ok.any() and named.str.endswith(('.png', '.jpg', '.jpeg')).any(): typer.echo('there are pictures in it: ich predict --pictures reads them')
+    for line in urgent_in_words(found): typer.echo(line)
     typer.echo(found.about)
     typer.echo(f'tables: {out}')
 
@@ -402,9 +404,10 @@ def _predict(
     backend:str='auto', # onnx, torch, or auto: ONNX Runtime on a processor where the model has its plans
     device:str='cpu', # Or cuda
     pictures:bool=False, # Read PNG and JPEG files instead, as brain-window pictures with a threshold of their own
+    report:bool=True, # Write report.html, a page to look at, beside the tables
     overwrite:bool=False # Replace the predictions in the output folder
 ):
-    "Give probabilities for every slice and study of a folder"
+    "Give probabilities for every slice and study of a folder, and show them on a page"
     import shutil
     if not folder.exists(): raise InputError(folder, 'no such folder')
     if (out/'slices.csv').exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
@@ -417,6 +420,9 @@ def _predict(
     found.save(out)
     shutil.rmtree(out/'.unfinished', ignore_errors=pictures)
     _say_found(found, out)
+    if report and not pictures:
+        from rsna_ich.predict.worklist import write_worklist
+        typer.echo(f'page: {write_worklist(out/"report.html", found, predictor)}')
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #2855bbbd

@@ -17,7 +17,7 @@ import pandas as pd
 
 from .shipped import picture_hu
 from ..core import DISCLAIMER, InputError, progress
-from ..predict.folder import Found, Predictions, slices_table, studies_table
+from ..predict.folder import SLICE_COLUMNS, Found, Predictions, slices_table, studies_table
 
 # %% ../../nbs/apps/04_pictures.ipynb #4866b063
 ENDINGS = {'.png', '.jpg', '.jpeg'}
@@ -108,4 +108,4 @@ def predict_pictures(
     studies = studies_table(slices, predictor.study_of)
     lost = slices[slices.status.ne('ok')]
     left_out = lost[['path', 'status']].set_axis(['path', 'reason'], axis=1)
-    return Predictions(slices.drop(columns='patient_id'), studies, left_out, about_pictures(predictor), time.perf_counter() - began)
+    return Predictions(slices[SLICE_COLUMNS], studies, left_out, about_pictures(predictor), time.perf_counter() - began)

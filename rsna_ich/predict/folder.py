@@ -114,13 +114,14 @@ def slices_table(
 ) -> pd.DataFrame: # SLICE_COLUMNS, patient_id and GEOMETRY, in the order of `table`
     "What was found, one row a picture"
     found = sorted(found, key=lambda o: (table.index.get_loc(o.row), o.number))
-    out = table.loc[[o.row for o in found], ['image_id', 'study_id', 'series_id', 'slice_index', 'path', 'quirks', 'patient_id', *GEOMETRY]]
+    kept = ['image_id', 'study_id', 'series_id', 'slice_index', 'path', 'quirks', 'patient_id', *GEOMETRY]
+    out = table.reindex(columns=kept).loc[[o.row for o in found]]
     out = out.reset_index(drop=True)
     out['image_id'] = [f'{name}#{o.number}' if o.number else name for name,o in zip(out.image_id, found)]
     out['quirks'] = ['; '.join(filter(None, (quirks, o.quirks))) for quirks,o in zip(out.quirks.fillna(''), found)]
     out[SUBTYPES] = np.array([o.probabilities or _NOTHING for o in found], 'float64').reshape(-1, len(SUBTYPES))
     out['positive'] = pd.array([o.positive for o in found], dtype='Int64')
-    out['frame'] = [o.number or frame for o,frame in zip(found, out.frame)]
+    out['frame'] = [o.number or frame for o,frame in zip(found, out.frame.fillna(0).astype(int))]
     return out.assign(status=[o.status for o in found], path=out.path.astype(str))[[*SLICE_COLUMNS, 'patient_id', *GEOMETRY]]
 
 # %% ../../nbs/predict/03_folder.ipynb #c906e89d

@@ -19,12 +19,18 @@ from .core import DISCLAIMER, atomic_path
 
 # %% ../nbs/05_page.ipynb #918d699b
 COLOURS = dict( # name: (on light, on dark)
-    model=('#0072b2', '#56b4e9'), truth=('#b85c00', '#f0a848'), other=('#6e7781', '#8b949e'),
-    ink=('#1b1f24', '#e6edf3'), soft=('#57606a', '#9aa4ae'), paper=('#ffffff', '#0d1117'), card=('#f5f7f9', '#161b22'),
-               line=('#d4dae0', '#30363d'))
+    model=('#0072b2', '#56b4e9'),
+    truth=('#b85c00', '#f0a848'),
+    other=('#6e7781', '#8b949e'),
+    ink=('#1b1f24', '#e6edf3'),
+    soft=('#57606a', '#9aa4ae'),
+    paper=('#ffffff', '#0d1117'),
+    card=('#f5f7f9', '#161b22'),
+    line=('#d4dae0', '#30363d'))
 
-def _variables(which): return ''.join(f'--{name}:{pair[which]};' for name,pair in COLOURS.items())
+def _variables(setting): return ''.join(f'--{name}:{pair[setting]};' for name,pair in COLOURS.items())
 
+# %% ../nbs/05_page.ipynb #6c4c71c4
 _DARK = '@media(prefers-color-scheme:dark){:root{' + _variables(1) + '}}'
 CSS = ':root{color-scheme:light dark;' + _variables(0) + '}' + _DARK + '''
 *{box-sizing:border-box} body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
@@ -55,28 +61,42 @@ h3+.scroll,h3+.grid{margin-bottom:1rem}
 @media print{.card{break-inside:avoid}}'''
 
 # %% ../nbs/05_page.ipynb #9fc73a8e
-CHART_STYLE = {'svg.fonttype': 'none', 'svg.hashsalt': 'rsna_ich', 'figure.figsize': (4.6, 3.6),
-               'figure.constrained_layout.use': True, 'font.size': 10, 'axes.spines.top': False,
-               'axes.spines.right': False, 'legend.frameon': False, 'figure.facecolor': 'none',
-               'axes.facecolor': 'none', 'savefig.facecolor': 'none',
-               **dict.fromkeys(['text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'],
-                               COLOURS['ink'][0])}
+_INKED = ['text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color']
+_AS_TEXT = {'svg.fonttype': 'none', 'svg.hashsalt': 'rsna_ich'} # letters stay letters, and ids the same in every run
 
+CHART_STYLE = {**_AS_TEXT,
+               'figure.figsize': (4.6, 3.6),
+               'figure.constrained_layout.use': True,
+               'font.size': 10,
+               'axes.spines.top': False,
+               'axes.spines.right': False,
+               'legend.frameon': False,
+               'figure.facecolor': 'none',
+               'axes.facecolor': 'none',
+               'savefig.facecolor': 'none',
+               **dict.fromkeys(_INKED, COLOURS['ink'][0])}
+
+# %% ../nbs/05_page.ipynb #7f92eb36
+def _svg(fig):
+    "A figure as SVG, as matplotlib writes it; closes the figure"
+    import matplotlib as mpl, matplotlib.pyplot as plt
+    with io.StringIO() as f, mpl.rc_context(_AS_TEXT):
+        fig.savefig(f, format='svg', metadata={'Date': None})
+        svg = f.getvalue()
+    plt.close(fig)
+    return svg[svg.index('<svg'):]
+
+# %% ../nbs/05_page.ipynb #a2d719e0
 def chart(
     fig, # matplotlib Figure, best drawn within `rc_context(CHART_STYLE)` with colours from `COLOURS`
     name:str, # Different for each chart of a page: letters, digits, hyphens
     alt:str='' # What it shows, for readers who hear the page
 ) -> str: # <svg>; its text takes the page's font, its colours follow the page's setting
     "A figure as vector graphics within the page; closes the figure"
-    import matplotlib as mpl, matplotlib.pyplot as plt
-    with io.StringIO() as f, mpl.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'rsna_ich'}):
-        fig.savefig(f, format='svg', metadata={'Date': None})
-        svg = f.getvalue()
-    plt.close(fig)
-    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg'):], flags=re.DOTALL)
+    svg = re.sub(r'<metadata>.*?</metadata>', '', _svg(fig), flags=re.DOTALL)
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"| (width|height)="[\d.]+pt"', '', svg).replace('xlink:href', 'href')
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{name}-', svg)
-    for colour,(light,_) in COLOURS.items(): svg = svg.replace(light, f'var(--{colour})')
+    for colour,(on_light,_) in COLOURS.items(): svg = svg.replace(on_light, f'var(--{colour})')
     return svg.replace('<svg', f'<svg role="img" aria-label="{escape(alt)}"', 1)
 
 # %% ../nbs/05_page.ipynb #1154d5a6
@@ -112,19 +132,21 @@ def interval(
     digits:int=3 # After the point
 ) -> str: # '0.93 (0.91 to 0.95)'
     "A number with its interval"
-    ends = f' ({number(low, digits)} to {number(high, digits)})' if np.isfinite(low) and np.isfinite(high) else ''
-    return number(value, digits) + ends
+    known = np.isfinite(low) and np.isfinite(high)
+    return number(value, digits) + (f' ({number(low, digits)} to {number(high, digits)})' if known else '')
 
+# %% ../nbs/05_page.ipynb #b4c40d5e
 def html_table(
     table, # DataFrame; floats are shown with three digits, everything else as it is
     words:bool=False, # Text in every column: left aligned, long lines broken
     index:bool=False # With the index as first column
 ) -> str: # HTML, escaped, scrolling sideways where the page is narrower
     "A table within the page"
-    table = pd.DataFrame(table).map(lambda o: number(o) if isinstance(o, float) else o)
+    table = pd.DataFrame(table).map(lambda value: number(value) if isinstance(value, float) else value)
     body = table.to_html(index=index, border=0, classes='words' if words else None, na_rep='–', justify='unset')
     return f'<div class="scroll">{body}</div>'
 
+# %% ../nbs/05_page.ipynb #c247e5e2
 def tile(
     value, # The figure
     label:str, # What it is
@@ -149,13 +171,14 @@ def grid(
     "Pieces side by side, as many as fit"
     return f'<div class="grid{" fit" if fit else ""}" style="--wide:{wide}px">{"".join(parts)}</div>'
 
+# %% ../nbs/05_page.ipynb #a37a81ee
 def section(
     title:str, # Heading
     *parts:str # HTML pieces; empty ones are left out
 ) -> str: # HTML; nothing where there is nothing to show
     "A heading and what follows it"
-    parts = [o for o in parts if o]
-    return f'<section><h2>{escape(title)}</h2>{"".join(parts)}</section>' if parts else ''
+    shown = ''.join(parts)
+    return f'<section><h2>{escape(title)}</h2>{shown}</section>' if shown else ''
 
 def paragraph(
     text:str, # Plain text
@@ -167,6 +190,13 @@ def paragraph(
 # %% ../nbs/05_page.ipynb #6a778e56
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
+def _head(title):
+    "What the browser has to know"
+    return (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+            f'<title>{escape(title)}</title><style>{CSS}</style>')
+
+# %% ../nbs/05_page.ipynb #d7fd820c
 def page(
     title:str, # Heading
     parts, # HTML pieces
@@ -174,12 +204,10 @@ def page(
 ) -> str: # A whole HTML document, with the disclaimer above and below
     "One HTML document that loads nothing from elsewhere"
     warning = paragraph(DISCLAIMER, 'warn')
-    head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-            f'<title>{escape(title)}</title><style>{CSS}</style>')
-    body = f'<h1>{escape(title)}</h1>{paragraph(subtitle, "soft")}{warning}{"".join(o for o in parts if o)}{warning}'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><main>{body}</main></body></html>\n'
+    body = f'<h1>{escape(title)}</h1>{paragraph(subtitle, "soft")}{warning}{"".join(filter(None, parts))}{warning}'
+    return f'<!doctype html>\n<html lang="en"><head>{_head(title)}</head><body><main>{body}</main></body></html>\n'
 
+# %% ../nbs/05_page.ipynb #7403942a
 def write_page(
     path, # The HTML file, whole or not there
     html:str # A document, as `page` gives it

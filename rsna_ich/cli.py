@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/cli.html.md"""
 __all__ = ['app', 'RANGES', 'CHOICES', 'RESUMES', 'command']
 
 # %% ../nbs/04_cli.ipynb #9a8ff3a2
-import inspect, re
+import inspect, re, sys
 from functools import wraps
 from pathlib import Path
 from typing import Annotated
@@ -116,6 +116,8 @@ def command(
 # %% ../nbs/04_cli.ipynb #dfb20538
 @app.callback()
 def _main(version:Annotated[bool, typer.Option('--version', is_eager=True, help='Print the version')]=False):
+    for stream in sys.stdout, sys.stderr: # a folder's name may be no UTF-8
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     if version:
         typer.echo(__version__)
         raise typer.Exit(0)
@@ -250,7 +252,8 @@ def _store(
     jobs:int=2 # Processes
 ):
     "Crop, resize and store slices as one array, or as PNG files"
-    from rsna_ich.data.store import build_store, png_folder
+    from rsna_ich.data.png import png_folder
+    from rsna_ich.data.store import build_store
     slices = _slices_of(competition, jobs)
     if png:
         png_folder(slices, dest, size=png, bits=bits, crop=crop, n_jobs=jobs)

@@ -29,9 +29,9 @@ class InputError(ValueError):
         path, # The file or folder at fault
         reason:str # Why it cannot be used, in words
     ):
-        super().__init__(f'{path}: {reason}')
-        self.path = str(path)
+        self.path = os.fsencode(str(path)).decode('utf8', 'backslashreplace') # a name may be no UTF-8, and terminals take nothing else
         self.reason = str(reason)
+        super().__init__(f'{self.path}: {self.reason}')
 
     def __reduce__(self): return type(self), (self.path, self.reason)
 

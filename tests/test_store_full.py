@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from rsna_ich.core import InputError
-from rsna_ich.data.store import Store, build_store, export_png
+from rsna_ich.data.png import export_png
+from rsna_ich.data.store import Store, build_store
 
 
 def pixels(rows): return [np.random.default_rng(i).integers(-1000, 80, (64, 64)).astype(np.int16) for i in rows.number]

@@ -5,13 +5,13 @@ import sys
 SCRIPT = '''
 import sys
 for o in 'torch', 'fastai', 'sklearn', 'skimage', 'matplotlib': sys.modules[o] = None
-import rsna_ich.data.store
+import rsna_ich.data.crop
 assert 'scipy' not in sys.modules
 import numpy as np
 y, x = np.mgrid[:512, :512]
 hu = np.full((4, 512, 512), -1000, np.int16)
 hu[:, np.hypot(y-250, x-270) < 180] = 40
-small, box = rsna_ich.data.store.prepare(hu, 224)
+small, box = rsna_ich.data.crop.prepare(hu, 224)
 assert small.shape == (4, 224, 224) and abs(box.size - 403) < 12, box
 '''
 

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/quality.html.md"""
 __all__ = ['NOTE', 'WARNING', 'QUIRK_SENTENCES', 'Quirk', 'explain_quirk', 'split_quirks', 'warnings_of', 'count_quirks',
            'Competition', 'find_competition', 'QualityReport', 'check_folder']
 
-# %% ../../nbs/data/14_quality.ipynb #a576eef7
+# %% ../../nbs/data/14_quality.ipynb #14ad63d9
 import re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np, pandas as pd
 from joblib import Parallel, delayed
 
 from ..core import DISCLAIMER, InputError, a_few, atomic_path, progress
-from .files import open_zip
+from .files import open_zip, shown_path
 from .likeness import no_picture, unlike_head
 from .slices import frame_rows, order_slices, read_slices
 from .upright import pixel_mm, read_series
@@ -34,9 +34,6 @@ QUIRK_SENTENCES = {
     '12-bit signed intercept 0': (NOTE, 'Stored in 12 bits with a sign and without an offset; read as it is.'),
     'bits stored disagree': (WARNING, 'The header contradicts itself about the bits of a pixel, and the reading that fits the values was taken.'),
     'no rescale': (WARNING, 'The header does not say how stored values become Hounsfield units, so they were taken for Hounsfield units as they are.'),
-    'unsigned intercept 0': (NOTE, 'Stored without a sign and without room for air; read with a sign where that gives air.'),
-    'modality LUT': (NOTE, 'A table in the file turns stored values into Hounsfield units; it was applied.'),
-    'frame order': (NOTE, 'The frames do not stand in the order of their positions; they were ordered.'),
     'per-frame rescale': (NOTE, 'Each frame has its own scale to Hounsfield units; it was applied.'),
     'not HU': (WARNING, 'By its own header the values are not Hounsfield units but a derived map.'),
     'padding': (NOTE, 'Pixels outside the scanned circle are marked; they were set to air.'),
@@ -220,7 +217,7 @@ def _markdown(report):
     if report.problems: out += ['## Problems with the CSV files', *(f'- {o}' for o in report.problems)]
     return '\n\n'.join(out) + '\n'
 
-# %% ../../nbs/data/14_quality.ipynb #3916e920
+# %% ../../nbs/data/14_quality.ipynb #ca3716d6
 def check_folder(
     folder, # A competition folder, or a folder or zip of DICOM files
     n_jobs:int=2, # Processes
@@ -235,7 +232,7 @@ def check_folder(
     for name,path in parts.items():
         t = read_slices(path, n_jobs, save=Path(save)/f'{name}.parquet' if save else None)
         tables.append((_decode(t, n_jobs) if pixels else t).assign(part=name))
-    report = QualityReport(str(folder), pd.concat(tables, ignore_index=True))
+    report = QualityReport(shown_path(folder), pd.concat(tables, ignore_index=True))
     csvs = found[1:3] if found else (find_labels(folder), None) if Path(folder).is_dir() else (None, None)
     _compare(report, *csvs)
     patients = [set(t.patient_id[~t.quirks.str.contains('no patient id') & t.status.eq('ok')]) for t in tables]

@@ -576,7 +576,7 @@ def _finish(tables):
     _part_series(table)
     return order_slices(table)
 
-# %% ../../nbs/data/05_slices.ipynb #185ea294
+# %% ../../nbs/data/05_slices.ipynb #695c4f33
 def read_slices(
     source, # A folder (searched recursively), a zip, or a list of files
     n_jobs:int=2, # Processes; few files are read in this one
@@ -606,10 +606,19 @@ def files_key(
 
 def _source_of(path):
     "The listing that a parquet was made from, as its hash, or None"
-    try: return (pq.read_schema(path).metadata or {}).get(b'source')
+    try:
+        with open(path, 'rb') as f: return (pq.read_schema(f).metadata or {}).get(b'source')
     except (OSError, pa.ArrowInvalid): return None
 
-# %% ../../nbs/data/05_slices.ipynb #cbb361ff
+# %% ../../nbs/data/05_slices.ipynb #c3c6066d
+def _write_arrow(table, path):
+    "Write an Arrow table whole or not at all; by an open file, since a path may be no UTF-8"
+    with atomic_path(path) as p, open(p, 'wb') as f: pq.write_table(table, f)
+
+def _read_arrow(path):
+    with open(path, 'rb') as f: return pq.read_table(f)
+
+# %% ../../nbs/data/05_slices.ipynb #00a4f642
 def _read_parts(chunks, parts, n_jobs):
     "Each chunk's table: from its part where that is there, otherwise read, and kept as a part"
     names = [parts/f'{i:05}.parquet' if parts else None for i in range(len(chunks))]
@@ -618,13 +627,12 @@ def _read_parts(chunks, parts, n_jobs):
     fresh = Parallel(n_jobs=n_jobs if sum(todo) > 2 else 1, return_as='generator')(work)
     with progress(total=sum(map(len, chunks)), desc='headers', unit='file') as bar:
         for c,new,name in zip(chunks, todo, names):
-            table = next(fresh) if new else pq.read_table(name)
-            if new and name:
-                with atomic_path(name) as p: pq.write_table(table, p)
+            table = next(fresh) if new else _read_arrow(name)
+            if new and name: _write_arrow(table, name)
             bar.update(len(c))
             yield table
 
-# %% ../../nbs/data/05_slices.ipynb #baf7480c
+# %% ../../nbs/data/05_slices.ipynb #ac67d162
 def write_slices(
     table, # The slices table
     path, # Parquet
@@ -633,13 +641,13 @@ def write_slices(
     "Write a slices table, whole or not at all"
     t = pa.Table.from_pandas(table, preserve_index=False)
     t = t.replace_schema_metadata({**(t.schema.metadata or {}), **{k: str(v) for k,v in metadata.items()}})
-    with atomic_path(path) as p: pq.write_table(t, p)
+    _write_arrow(t, path)
 
 def load_slices(
     path # Parquet written by `write_slices`
 ) -> pd.DataFrame: # The slices table
     "Read a slices table back; raises `InputError` where it is none"
-    try: table = pd.read_parquet(path)
+    try: table = _read_arrow(path).to_pandas()
     except Exception as e: raise InputError(path, f'not a slices table: {e}') from e
     missing = [o for o in COLUMNS if o not in table]
     if missing: raise InputError(path, f'not a slices table: no column {missing[0]}')

@@ -129,7 +129,7 @@ def heat_maps(
 ): # Function of image_id to a heat map of the whole picture, (h, w), 0 to 1
     "Heat maps for an `ErrorBrowser`"
     import torch
-    from rsna_ich.data.store import prepare, uncrop
+    from rsna_ich.data.crop import prepare, uncrop
     from rsna_ich.model.bundle import default_bundle
     from rsna_ich.model.net import load_bundle
     from rsna_ich.predict.member import model_input

@@ -18,7 +18,7 @@ import pandas as pd
 from ..core import InputError, real_data
 from ..data.dicom import read_hu
 from ..data.slices import read_slices
-from ..data.store import head_box, pixels_to_box
+from ..data.crop import head_box, pixels_to_box
 from ..labels import SUBTYPES
 from ..metrics import auc, bootstrap_interval, choose_threshold, sensitivity_specificity, weighted_log_loss
 
@@ -108,7 +108,7 @@ def read_masked(
 def _highest_cell(predictor, hu, box):
     "Row and column of the highest cell of the map of any, and the cells a side"
     import torch
-    from rsna_ich.data.store import crop_resize
+    from rsna_ich.data.crop import crop_resize
     from rsna_ich.predict.member import model_input
     config = predictor.members[0].config
     small = torch.from_numpy(crop_resize(hu[None], box, config['store_size']))[:, None]

@@ -23,7 +23,7 @@ from ..data.files import open_slice
 from ..data.folds import holdout
 from ..data.neighbours import neighbour_rows
 from ..data.slices import read_slices
-from ..data.store import crop_resize, head_box, whole_box
+from ..data.crop import crop_resize, head_box, whole_box
 from ..labels import SUBTYPES, read_labels
 from .augment import get_augments
 from .batch import SizeTo, TensorHU, TensorSubtypes, Windowed

@@ -25,7 +25,8 @@ from fastcore.basics import patch
 from ..data.folds import check_folds, holdout, make_folds
 from ..data.quality import find_competition
 from ..data.slices import read_slices
-from ..data.store import CROP_RULE, build_store
+from ..data.crop import CROP_RULE
+from ..data.store import build_store
 from ..data.windowing import n_channels
 from ..labels import SUBTYPES, read_labels
 from .batch import SizeTo, Windowed, plain_tensor

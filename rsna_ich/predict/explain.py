@@ -12,7 +12,7 @@ __all__ = ['FINER', 'LEVEL', 'HEIGHTS', 'MAP_MEASURES', 'NEAR', 'draws_maps', 'd
 import numpy as np
 import pandas as pd
 
-from ..data.store import uncrop
+from ..data.crop import uncrop
 from ..labels import SUBTYPES
 from ..metrics import bootstrap_interval
 from .predictor import are_pictures

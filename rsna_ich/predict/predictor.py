@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from ..core import DISCLAIMER, InputError, progress
 from ..data.dicom import HU_FLOOR
 from ..data.likeness import unlike_head
-from ..data.store import crop_resize, head_box, whole_box
+from ..data.crop import crop_resize, head_box, whole_box
 from ..data.upright import pixel_mm
 from ..labels import SUBTYPES
 from ..metrics import shift_prior

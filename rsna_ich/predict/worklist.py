@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError, a_few, atomic_path
-from ..data.store import Box
+from ..data.crop import Box
 from ..data.upright import pixel_mm
 from ..data.windowing import BONE, BRAIN, SUBDURAL, apply_window
 from ..labels import SUBTYPES

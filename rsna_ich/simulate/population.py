@@ -18,7 +18,8 @@ from ..core import InputError, atomic_path
 from ..labels import SUBTYPES
 from .patient import plan_scan, simulate_patient
 from .competition import make_id
-from ..data.store import Box, Store, build_store, head_box
+from ..data.crop import Box, head_box
+from ..data.store import Store, build_store
 
 # %% ../../nbs/simulate/11_population.ipynb #e25576fa
 EDITION = 8 # of the simulated patients: it goes up when they change, and a store of older ones is made anew

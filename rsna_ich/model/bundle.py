@@ -64,14 +64,14 @@ def read_config(
     check_config(path, config)
     return config
 
-# %% ../../nbs/model/01_bundle.ipynb #35028a96
+# %% ../../nbs/model/01_bundle.ipynb #b41772a2
 def default_bundle() -> Path:
     "The folder of the bundle that the package ships"
     import rsna_ich
     return Path(rsna_ich.__file__).parent/'bundles'/'default'
 
 def _is_bundle(path):
-    def has(*names): return all((path/o).is_file() for o in names)
+    def has(*names): return all((path/name).is_file() for name in names)
     return has('ensemble.json') or has('config.json', 'model.safetensors')
 
 def find_bundle(
@@ -83,11 +83,11 @@ def find_bundle(
     if not path.exists(): raise InputError(path, 'no model bundle: there is no such folder')
     if not path.is_dir():
         raise InputError(path, 'no model bundle: a bundle is a folder with config.json and model.safetensors')
-    found = next((o for o in (path, path/'bundle') if _is_bundle(o)), path)
+    found = next((p for p in (path, path/'bundle') if _is_bundle(p)), path)
     if not (found/'ensemble.json').is_file(): read_config(found)
     return found
 
-# %% ../../nbs/model/01_bundle.ipynb #4e922752
+# %% ../../nbs/model/01_bundle.ipynb #1191a74b
 def read_members(
     bundle # The folder of a bundle or an ensemble
 ) -> list: # (folder, weight) of each member, weights summing to 1; a plain bundle is its own only member
@@ -97,19 +97,21 @@ def read_members(
     if not file.is_file(): return [(bundle, 1.)]
     members = _read_json(file).get('members')
     if not isinstance(members, list) or not members: raise InputError(file, "it has no 'members'")
-    for o in members:
-        if not (isinstance(o, dict) and re.fullmatch(r'members/\d+', str(o.get('folder')))):
-            raise InputError(file, f'not a member: {str(o)[:80]}')
-    weights = _shares([o.get('weight') for o in members], file)
-    return [(bundle/o['folder'], w) for o,w in zip(members, weights)]
+    for member in members:
+        if not (isinstance(member, dict) and re.fullmatch(r'members/\d+', str(member.get('folder')))):
+            raise InputError(file, f'not a member: {str(member)[:80]}')
+    weights = _shares([member.get('weight') for member in members], file)
+    return [(bundle/member['folder'], w) for member,w in zip(members, weights)]
 
+# %% ../../nbs/model/01_bundle.ipynb #5cdcb084
 def bundle_prior(
     bundle # The folder of a bundle or an ensemble
 ) -> list|None: # Six shares in the order of SUBTYPES, the weighted mean of its members; None where one of them has none
     "How often the training slices showed each kind: the answer for a slice that nobody can read"
-    found = [(_read_json(o/'config.json').get('prior'), w) for o,w in read_members(bundle)]
-    if not all(p for p,_ in found): return None
-    return [sum(w*share for share,w in zip(shares, [w for _,w in found])) for shares in zip(*[p for p,_ in found])]
+    folders,weights = zip(*read_members(bundle))
+    priors = [_read_json(folder/'config.json').get('prior') for folder in folders]
+    if not all(priors): return None
+    return [sum(w*share for w,share in zip(weights, shares)) for shares in zip(*priors)]
 
 def _shares(weights, path):
     "Weights as shares of 1"
@@ -117,7 +119,7 @@ def _shares(weights, path):
     if not good: raise InputError(path, f'weights must be above 0, not {weights}')
     return [float(w)/sum(weights) for w in weights]
 
-# %% ../../nbs/model/01_bundle.ipynb #0d8a8eae
+# %% ../../nbs/model/01_bundle.ipynb #77716daf
 def pack_bundles(
     dest, # The new folder
     bundles:list, # Folders of bundles, ensembles or training runs
@@ -126,20 +128,20 @@ def pack_bundles(
     name:str|None=None # What it calls itself; made from the members' names unless given
 ) -> Path: # `dest`
     "Copy several bundles, with all their stages, into one that averages them; raises `InputError`"
-    bundles = [find_bundle(o) for o in bundles]
+    bundles = list(map(find_bundle, bundles))
     if not bundles: raise InputError(dest, 'no bundles to pack')
     weights = [1.]*len(bundles) if weights is None else list(weights)
     if len(weights) != len(bundles): raise InputError(dest, f'{len(weights)} weights for {len(bundles)} bundles')
     if threshold is not None: _check_threshold(threshold, dest, 'threshold')
-    parts = [(o, w*share) for b,w in zip(bundles, _shares(weights, dest)) for o,share in read_members(b)]
-    configs = [read_config(o) for o,_ in parts]
-    name = name or ' + '.join(dict.fromkeys(o['name'] for o in configs))
+    parts = [(member, w*share) for b,w in zip(bundles, _shares(weights, dest)) for member,share in read_members(b)]
+    configs = [read_config(member) for member,_ in parts]
+    name = name or ' + '.join(dict.fromkeys(c['name'] for c in configs))
     members = [dict(folder=f'members/{i}', weight=w, name=c['name']) for i,((_,w),c) in enumerate(zip(parts, configs))]
-    trained_on = '; '.join(dict.fromkeys(o['trained_on'] for o in configs))
+    trained_on = '; '.join(dict.fromkeys(c['trained_on'] for c in configs))
     about = dict(name=name, version=__version__, subtypes=SUBTYPES, trained_on=trained_on, members=members)
     if threshold is not None: about['threshold'] = float(threshold)
     with atomic_path(dest, folder=True) as d:
-        for i,(o,_) in enumerate(parts): shutil.copytree(o, d/'members'/str(i))
+        for i,(member,_) in enumerate(parts): shutil.copytree(member, d/'members'/str(i))
         (d/'ensemble.json').write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
         (d/'README.md').write_text(_ensemble_card(about, configs), encoding='utf-8')
     return Path(dest)
@@ -150,9 +152,9 @@ def _ensemble_card(about, configs):
              "The weighted mean of these models' probabilities; the card of each is in its folder.\n"]
     columns = 'name backbone windowing size weight trained_on'.split()
     rows = [c | dict(weight=f'{m["weight"]:.3f}') for m,c in zip(about['members'], configs)]
-    table = [['member', *(o.replace('_', ' ') for o in columns)], ['---']*7,
-             *([i, *(o[k] for k in columns)] for i,o in enumerate(rows))]
-    return '\n'.join([*lines, *(f'| {" | ".join(map(str, o))} |' for o in table)]) + '\n'
+    head = ['member', *(c.replace('_', ' ') for c in columns)]
+    table = [head, ['---']*len(head), *([i, *(row[c] for c in columns)] for i,row in enumerate(rows))]
+    return '\n'.join([*lines, *(f'| {" | ".join(map(str, row))} |' for row in table)]) + '\n'
 
 # %% ../../nbs/model/01_bundle.ipynb #1f80ffcb
 def read_ensemble(
@@ -168,7 +170,7 @@ def read_ensemble(
     _check_threshold(found.get('threshold', .5), file)
     return {k: found[k] for k in ('name', 'trained_on', 'threshold') if k in found}
 
-# %% ../../nbs/model/01_bundle.ipynb #94e05dbd
+# %% ../../nbs/model/01_bundle.ipynb #1e2d6216
 BUNDLE_FILES = ['*.json', '*.safetensors', '*.onnx', '*.md'] # all that a bundle consists of, members included
 
 def _hub():
@@ -180,6 +182,7 @@ def _hub_error(repo_id, what, e):
     "The client's errors have no class of their own in common: some come from the library that talks to the network"
     return InputError(repo_id, f'cannot be {what} ({type(e).__name__}): {str(e)[:200]}')
 
+# %% ../../nbs/model/01_bundle.ipynb #49be3ebd
 def push_bundle(
     bundle, # The bundle's folder, or a training run's
     repo_id:str, # `user/name` on the hub
@@ -187,7 +190,8 @@ def push_bundle(
     message:str='' # Of the commit; the bundle's name unless given
 ) -> str: # Its address
     "Put a bundle on the Hugging Face hub; raises `InputError`"
-    bundle,hub = find_bundle(bundle),_hub()
+    bundle = find_bundle(bundle)
+    hub = _hub()
     name = read_ensemble(bundle)['name']
     try:
         url = hub.create_repo(repo_id, private=private, exist_ok=True)
@@ -196,19 +200,21 @@ def push_bundle(
     except Exception as e: raise _hub_error(repo_id, 'pushed', e) from None
     return str(url)
 
+# %% ../../nbs/model/01_bundle.ipynb #ad1563bc
 def pull_bundle(
     repo_id:str, # `user/name` on the hub
     dest, # Folder for the bundle; must not exist
     revision:str|None=None # Branch, tag or commit; the newest unless given
 ) -> Path: # `dest`
     "Take a bundle from the Hugging Face hub and check it; raises `InputError`"
-    dest,hub = Path(dest),_hub()
+    dest = Path(dest)
+    hub = _hub()
     if dest.exists(): raise InputError(dest, 'is there already')
     try: got = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=BUNDLE_FILES))
     except Exception as e: raise _hub_error(repo_id, 'pulled', e) from None
-    for o,_ in read_members(got): read_config(o)
+    for member,_ in read_members(got): read_config(member)
     with atomic_path(dest, folder=True) as d:
-        for p in sorted({p for o in BUNDLE_FILES for p in got.rglob(o)}):
+        for p in sorted({p for pattern in BUNDLE_FILES for p in got.rglob(pattern)}):
             (to := d/p.relative_to(got)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(p, to)
         (d/'source.json').write_text(json.dumps(dict(repo_id=repo_id, revision=got.name)) + '\n')

@@ -1,4 +1,4 @@
-"""A simulated head, tissue by tissue, in Hounsfield units: the ground on which the bleeds are painted
+"""A healthy head, tissue by tissue, in Hounsfield units
 
 Docs: https://rsna-ich.github.io/rsna_ich/simulate/anatomy.html.md"""
 

@@ -1,4 +1,4 @@
-"""The five subtypes of intracranial haemorrhage, each by where it can be and what it does to the brain round it
+"""The five subtypes of intracranial haemorrhage: where each can be, and what it does to the brain around it
 
 Docs: https://rsna-ich.github.io/rsna_ich/simulate/bleeds.html.md"""
 

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/predict/explain.html.md"""
 __all__ = ['FINER', 'LEVEL', 'HEIGHTS', 'MAP_MEASURES', 'NEAR', 'draws_maps', 'draw_maps', 'inside', 'outline', 'outlined',
            'class_activation', 'occlusion_map', 'pointed', 'energy_inside', 'overlaps', 'score_maps', 'judge_maps']
 
-# %% ../../nbs/predict/06_explain.ipynb #95153d35
+# %% ../../nbs/predict/06_explain.ipynb #d905dfd5
 import numpy as np
 import pandas as pd
 

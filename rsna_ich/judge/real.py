@@ -183,8 +183,10 @@ JUDGED = {'competition': ('rsna_slices', score_competition), 'series': ('rsna_sl
 def judge_real(
     predictor # A `Predictor`
 ) -> dict: # By the names of `JUDGED`; without the sets that are not beside the checkout
-    "What a bundle makes of the real slices at hand"
-    return {name: score(predictor, folder) for name,(where,score) in JUDGED.items() if (folder := real_data(where))}
+    "What a bundle makes of the real slices at hand; where its model draws no map, nothing is said of the outlined ones"
+    draws = predictor.members[0].config.get('pool') == 'map'
+    sets = {name: o for name,o in JUDGED.items() if draws or name != 'outlined'}
+    return {name: score(predictor, folder) for name,(where,score) in sets.items() if (folder := real_data(where))}
 
 # %% ../../nbs/judge/08_real.ipynb #a586e948
 def error_table(

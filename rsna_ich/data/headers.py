@@ -199,7 +199,11 @@ def read_fields(
         except _Nested: break
         except Exception: pass # whatever it is, more of the file or else pydicom has the last word
         if len(data) >= size: break
-    return _slow_fields(path)
+    try: return _slow_fields(path)
+    except SliceError: raise
+    except Exception as e: raise SliceError(_called(path), f'header not readable: {" ".join(str(e).split())[:160]}') from None
+
+def _called(path): return str(getattr(path, 'name', path))
 
 def _prefix(path, n):
     "The first `n` bytes and the size of all"
@@ -229,7 +233,7 @@ def _take(header, dataset, keywords):
 def _slow_fields(path):
     "The same through `dicom.read_header`"
     if hasattr(path, 'read'): path.seek(0)
-    ds = read_header(path if hasattr(path, 'read') else open_slice(path), name=str(getattr(path, 'name', path)))
+    ds = read_header(path if hasattr(path, 'read') else open_slice(path), name=_called(path))
     syntax = str(getattr(ds, 'file_meta', {}).get('TransferSyntaxUID', ''))
     header = Header(TransferSyntaxUID=syntax, Reason=header_reason(ds), Quirks=quirks_of(ds))
     _take(header, ds, FIELDS)

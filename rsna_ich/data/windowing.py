@@ -7,15 +7,17 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/windowing.html.md"""
 # %% auto #0
 __all__ = ['BRAIN', 'SUBDURAL', 'BONE', 'SOFT', 'GREY_WHITE', 'FASTAI_SUBDURAL', 'BSB', 'APPIAN', 'SYSTEMATIC', 'CT_RANGE',
            'SIGMOID_EDGE', 'WINDOWINGS', 'CHANNELS', 'Window', 'window_channels', 'apply_window', 'none', 'brain',
-           'subdural', 'metadata', 'sigmoid_channels', 'sigmoid', 'one_window', 'map_to_gradient', 'gradient', 'bsb',
-           'exclusive', 'bottom_bsb', 'appian', 'gradient_bsb', 'sigmoid_bsb', 'sigmoid_gradient_bsb', 'systematic',
-           'frequency_bins', 'frequency', 'brain_subdural_frequency', 'get_windowing', 'n_channels']
+           'subdural', 'metadata', 'sigmoid_channels', 'sigmoid_brain', 'one_window', 'map_to_gradient', 'gradient',
+           'bsb', 'exclusive', 'bottom_bsb', 'appian', 'gradient_bsb', 'sigmoid_bsb', 'sigmoid_gradient_bsb',
+           'systematic', 'frequency_bins', 'frequency', 'brain_subdural_frequency', 'get_windowing', 'n_channels']
 
 # %% ../../nbs/data/06_windowing.ipynb #dc0fe1f9
 import sys
 from collections import namedtuple
 
 import numpy as np
+
+from ..core import did_you_mean
 
 # %% ../../nbs/data/06_windowing.ipynb #7d57ac8d
 class Window(namedtuple('Window', 'center width')):
@@ -163,7 +165,7 @@ def sigmoid_channels(
     x *= _column([2*np.log(1/edge-1)/w.width for w in windows], hu)
     return _sigmoid_(x)
 
-def sigmoid(
+def sigmoid_brain(
     hu, # HU, (..., H, W)
     window=BRAIN # Its window
 ): # float32 (..., 1, H, W) in [0,1]
@@ -310,8 +312,8 @@ def brain_subdural_frequency(
     return lib.cat(parts, -3) if _is_tensor(hu) else lib.concatenate(parts, -3)
 
 # %% ../../nbs/data/06_windowing.ipynb #dec3d6dd
-WINDOWINGS = {f.__name__: f for f in (none, brain, metadata, one_window, gradient, bsb, exclusive, gradient_bsb,
-    sigmoid, sigmoid_bsb, sigmoid_gradient_bsb, systematic, bottom_bsb, frequency, subdural, appian, brain_subdural_frequency)}
+WINDOWINGS = {f.__name__.removesuffix('_brain'): f for f in (none, brain, metadata, one_window, gradient, bsb, exclusive, gradient_bsb,
+    sigmoid_brain, sigmoid_bsb, sigmoid_gradient_bsb, systematic, bottom_bsb, frequency, subdural, appian, brain_subdural_frequency)}
 
 _THREE,_COLOURS = ('brain', 'subdural', 'bone'),('red', 'green', 'blue')
 CHANNELS = dict(none=('all HU',), brain=('brain',), metadata=('header',), one_window=_COLOURS, gradient=_COLOURS,
@@ -326,7 +328,7 @@ def get_windowing(
 ): # The function
     "The windowing of that name, or a `ValueError` that lists the names"
     if callable(name): return name
-    if name not in WINDOWINGS: raise ValueError(f'no windowing is called {name!r}; there are {", ".join(WINDOWINGS)}')
+    if name not in WINDOWINGS: raise ValueError(f'no windowing is called {name!r}' + (did_you_mean(name, WINDOWINGS) or f'; there are {", ".join(WINDOWINGS)}'))
     return WINDOWINGS[name]
 
 def n_channels(

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TEST_PATIENTS', 'TRACE', 'ENOUGH', 'NAME', 'CHOOSING', 'COUNTED',
-           'COMPETITION_PRIOR', 'REAL_SPECIFICITY', 'TEMPERATURES', 'score_simulated', 'slice_features',
+           'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY', 'score_simulated', 'slice_features',
            'score_baselines', 'picture_hu', 'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold',
            'choosing_slices', 'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold',
            'doubtful_slices', 'make_shipped', 'finish_shipped', 'model_card']
@@ -160,9 +160,6 @@ def equal_error_threshold(
     return float(sigmoid((high*narrow + low*wide)/(narrow + wide)))
 
 # %% ../../nbs/apps/03_shipped.ipynb #23b4adef
-REAL_SPECIFICITY = .95 # wanted on the real slices of the choosing half
-TEMPERATURES = 1.,1.25,1.5,2. # that are tried
-
 def choosing_slices(
     predictor, # A `Predictor`
     folder # As in `judge.real.read_real`
@@ -172,6 +169,9 @@ def choosing_slices(
     table = read_real(folder)
     table = table[table.chooses & table.known]
     return answer_alone(predictor, table),table[SUBTYPES].to_numpy('float64'),(1/table.patient.map(table.patient.value_counts())).to_numpy()
+
+# %% ../../nbs/apps/03_shipped.ipynb #eda817ae
+TEMPERATURES = 1.,1.25,1.5,2. # that are tried
 
 def choose_temperature(
     p, # Probabilities that assume `prior`, (n, 6)
@@ -183,6 +183,9 @@ def choose_temperature(
     "The temperature with the lowest weighted log loss under another prior"
     def loss(t): return weighted_log_loss(sigmoid(logit(p)/t + logit(wanted) - logit(prior)), y, weights=weights)
     return min(TEMPERATURES, key=loss)
+
+# %% ../../nbs/apps/03_shipped.ipynb #9d1c8ba0
+REAL_SPECIFICITY = .95 # wanted on the real slices of the choosing half
 
 def real_threshold(
     p, # Probabilities of any, (n,)
@@ -196,6 +199,7 @@ def real_threshold(
     share = weights[order].cumsum()/weights.sum()
     return float(np.nextafter(p[order][np.searchsorted(share, specificity - 1e-9)], 1))
 
+# %% ../../nbs/apps/03_shipped.ipynb #c7a0499a
 def _write_config(bundle, config):
     with atomic_path(Path(bundle)/'config.json') as p: p.write_text(json.dumps(config, indent=1) + '\n')
 

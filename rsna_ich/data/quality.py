@@ -24,7 +24,7 @@ from .slices import frame_rows, order_slices, read_slices
 from .upright import pixel_mm, read_series
 from ..labels import check_any, find_labels, find_sample, read_labels, read_sample
 
-# %% ../../nbs/data/14_quality.ipynb #b13ff92a
+# %% ../../nbs/data/14_quality.ipynb #313ef3e0
 NOTE = 'note'       # dealt with: no reason to worry
 WARNING = 'warning' # the result may be worse for it: look at the slice
 
@@ -32,6 +32,9 @@ QUIRK_SENTENCES = {
     'no preamble': (NOTE, 'The file lacks the beginning that the standard asks for; it was read all the same.'),
     '12-bit intercept 0': (NOTE, 'Stored in 12 bits without room for air, as some scanners do; corrected.'),
     '12-bit signed intercept 0': (NOTE, 'Stored in 12 bits with a sign and without an offset; read as it is.'),
+    'unsigned intercept 0': (WARNING, 'Stored without a sign and without an offset, which leaves no room for air. It was read with a sign where that gives air.'),
+    'modality LUT': (NOTE, 'A table in the header turns stored values into Hounsfield units; it was applied.'),
+    'frame order': (NOTE, 'The frames of the file do not stand in the order of their positions; they were ordered.'),
     'bits stored disagree': (WARNING, 'The header contradicts itself about the bits of a pixel, and the reading that fits the values was taken.'),
     'no rescale': (WARNING, 'The header does not say how stored values become Hounsfield units, so they were taken for Hounsfield units as they are.'),
     'per-frame rescale': (NOTE, 'Each frame has its own scale to Hounsfield units; it was applied.'),
@@ -188,7 +191,7 @@ class QualityReport:
         with atomic_path(path.with_suffix('.csv')) as p: odd.to_csv(p, index=False)
         return path
 
-# %% ../../nbs/data/14_quality.ipynb #f0239931
+# %% ../../nbs/data/14_quality.ipynb #668e770d
 def _rows(header, rows):
     "A Markdown table, numbers to the right"
     def cell(o): return f'{o:,}' if isinstance(o, (int, np.integer)) else str(o).replace('|', '\\|').replace('\n', ' ')
@@ -202,13 +205,18 @@ def _counts(g):
     ok = g[g.status=='ok']
     return [len(g), len(ok), len(g)-len(ok), *(int(ok[o].nunique()) for o in ('patient_id', 'study_id', 'series_id'))]
 
+def _explained(quirks):
+    "Rows of the table of quirks, warnings first"
+    rows = [(*row, quirk.grade, quirk.sentence) for row in quirks.itertuples() for quirk in [explain_quirk(row.Index)]]
+    return sorted(rows, key=lambda row: row[4] != WARNING)
+
 def _markdown(report):
     t,out = report.slices,[f'# Data quality: {Path(report.source).name}', f'*{DISCLAIMER}*', '## Files']
     parts = [[k, *_counts(g)] for k,g in t.groupby('part', sort=False)]
     out.append(_rows('part files usable left-out patients studies series'.split(), parts))
     if len(report.left_out): out += ['## Left out, by reason', _rows(['reason', 'files'], report.reasons.items())]
     quirks,orphans = report.quirks,[[k, len(v), a_few(v)] for k,v in report.orphans.items()]
-    if len(quirks): out += ['## Quirks', _rows(['quirk', 'slices', 'series', 'example'], quirks.itertuples())]
+    if len(quirks): out += ['## Quirks', _rows(['quirk', 'slices', 'series', 'example', 'worry?', 'what it means'], _explained(quirks))]
     if orphans: out += ['## CSV and files', _rows(['', 'images', 'such as'], orphans)]
     if {'train', 'test'} <= set(t.part):
         n,some = len(report.shared_patients),a_few(report.shared_patients)

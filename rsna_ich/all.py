@@ -30,6 +30,7 @@ _LIGHT = {
     'predict.predictor': 'load_predictor',
     'judge.report': 'write_report',
     'judge.measures': 'evaluate',
+    'judge.study': 'load_study show_slice',
     'judge.viewers': 'SliceScroller volume_view',
     'judge.eda': 'eda_report',
     'judge.pictures': 'show_montage',

@@ -130,6 +130,13 @@ def read_journal(
     values = [value for value, _ in _read_lines(Path(path))]
     return (values[0], values[1:]) if values else (None, [])
 
+# %% ../nbs/00_core.ipynb #0282ed83
+def _begin_journal(path, key):
+    "A new file with nothing but its key, and its lines as `_read_lines` gives them"
+    line = json.dumps(key).encode() + b'\n'
+    with atomic_path(path) as temp: temp.write_bytes(line)
+    return [(key, len(line))]
+
 # %% ../nbs/00_core.ipynb #ab79110d
 class Journal:
     "A file with a line of JSON for each finished piece of work: `entries` are those of earlier runs with the same `key`"
@@ -143,16 +150,10 @@ class Journal:
         if not self.path: return
         lines = _read_lines(self.path)
         key = json.loads(json.dumps(key))
-        if not lines or lines[0][0] != key: lines = self._begin(key)
+        if not lines or lines[0][0] != key: lines = _begin_journal(self.path, key)
         self.entries = [entry for entry, _ in lines[1:]]
         self._ends = [end for _, end in lines]
         self.keep(len(self.entries))
-
-    def _begin(self, key):
-        "A new file with nothing but its key"
-        line = json.dumps(key).encode() + b'\n'
-        with atomic_path(self.path) as temp: temp.write_bytes(line)
-        return [(key, len(line))]
 
     def keep(self,
         n:int # How many entries

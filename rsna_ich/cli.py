@@ -237,7 +237,8 @@ def _lost_in(dest):
     "Name what the list in the folder `dest` says was left out"
     import pandas as pd
     path = dest/'left_out.csv'
-    return _left_out(pd.read_csv(path)[['path', 'reason']].itertuples(index=False), path)
+    lost = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return _left_out(lost[[_first_of(lost, ('path', 'image_id')), 'reason']].itertuples(index=False), path)
 
 # %% ../nbs/04_cli.ipynb #6a564e5b
 @command('Data', 'store competition store --size 256')

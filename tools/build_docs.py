@@ -51,8 +51,8 @@ KATEX = re.compile(r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?
 FIGURE = re.compile('data:image/png;base64,([A-Za-z0-9+/=]+)')
 # A line of the sidebar: its wrappers, on every page for every page, would be half a megabyte
 SIDEBAR_LINE = re.compile(r'<div class="sidebar-item-container">(<a href=[^>]*>)<span class="menu-text">([^<]*)</span></a></div>')
-WEBP_QUALITY = 70  # of 100: letters and the grain of a CT stay legible
-FIGURE_WIDTH = 1000  # pixels at most; a page's text is about 800 wide
+WEBP_QUALITY = 60  # of 100: letters and the grain of a CT stay legible
+FIGURE_WIDTH = 900  # pixels at most; a page's text is about 800 wide
 ADDRESS = '"(?:https?:)?//[^"]*"'
 ELSEWHERE = re.compile(rf'<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc={ADDRESS}|<link\b[^>]*\shref={ADDRESS}')
 
@@ -95,8 +95,13 @@ class ShowDocs(Processor):
         if cell.cell_type != 'code' or not re.search(r'^show_doc\(', cell.source, re.M): return
         try: shown = eval(cell.source.strip(), dict(self.names))  # `show_doc(name)`, which nbdev put there
         except NameError as e:
+            name = re.search(r'^show_doc\((\w+)', cell.source, re.M)[1]
             cell.source = ''
-            return PROBLEMS.append(f'{e}: notebook and module are out of step, run `make export` first')
+            if name not in self.names: return PROBLEMS.append(f'{e}: notebook and module are out of step, run `make export` first')
+            # Its signature is inherited from a library that names types it does not import at run time
+            entry = f'### {name}\n\n*{inspect.getdoc(self.names[name])}*'
+            cell.outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': entry})]
+            return
         try: line = f'#L{inspect.getsourcelines(inspect.unwrap(shown.sym))[1]}'
         except (OSError, TypeError): line = ''
         # nbdev 3.3 looks the line up under the wrong name

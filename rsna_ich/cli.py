@@ -262,6 +262,21 @@ def _store(
     else: typer.echo(f'{len(build_store(slices, dest, size, encoding, jobs)):,} slices in {dest}')
     return _lost_in(dest)
 
+# %% ../nbs/04_cli.ipynb #b00e10c1
+@command('Data', 'show slice.dcm --out slice.png')
+def _show(
+    file:Path, # A DICOM file
+    out:Path=Path('slice.png') # The picture to write
+):
+    "Draw a DICOM file as values, windows and channels, with its main header tags"
+    from rsna_ich.core import atomic_path
+    from rsna_ich.judge.study import show_slice, slice_tags
+    if not file.is_file(): raise InputError(file, 'no such file')
+    figure = show_slice(file)
+    with atomic_path(out) as p: figure.savefig(p, format='png')
+    for name,value in slice_tags(file).items(): typer.echo(f'{name}: {value}')
+    typer.echo(f'picture: {out}')
+
 # %% ../nbs/04_cli.ipynb #6cdf7bd3
 def _backbone(names):
     "A backbone, or how many networks an ensemble has"

@@ -268,7 +268,7 @@ def _show(
     file:Path, # A DICOM file
     out:Path=Path('slice.png') # The picture to write
 ):
-    "Draw a DICOM file as values, windows and channels, with its main header tags"
+    "Draw a DICOM file with its main header tags"
     from rsna_ich.core import atomic_path
     from rsna_ich.judge.study import show_slice, slice_tags
     if not file.is_file(): raise InputError(file, 'no such file')

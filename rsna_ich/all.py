@@ -32,7 +32,6 @@ _LIGHT = {
     'judge.measures': 'evaluate',
     'judge.study': 'load_study show_slice',
     'judge.viewers': 'SliceScroller volume_view',
-    'judge.study': 'load_study show_slice',
     'judge.eda': 'eda_report',
     'judge.pictures': 'show_montage',
 }

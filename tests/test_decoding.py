@@ -146,7 +146,8 @@ def boxes_of(pid):
 def test_boxes_end_with_their_process(folder, how):
     "Killed, interrupted or at its end: nothing is left running"
     wait = 'time.sleep(60)' if how else 'sys.stdin.readline()'
-    code = f'import sys, time; from rsna_ich.data.dicom import read_hu; read_hu(sys.argv[1]); print(1, flush=True); {wait}'
+    heard = 'signal.signal(signal.SIGINT, signal.default_int_handler)'  # A shell's background jobs inherit deafness to it
+    code = f'import signal, sys, time; {heard}; from rsna_ich.data.dicom import read_hu; read_hu(sys.argv[1]); print(1, flush=True); {wait}'
     command = [sys.executable, '-c', code, folder/'0_good.dcm']
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
         assert one.stdout.readline() == b'1\n'

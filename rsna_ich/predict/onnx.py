@@ -207,7 +207,7 @@ def load_sequence_onnx(
 def _check_session(session, file, fingerprint, shape, counts):
     "Refuse a plan of other weights, sizes or outputs"
     if session.get_modelmeta().custom_metadata_map.get('weights') != fingerprint:
-        raise InputError(file, 'made for other weights than those beside it: export it again (onnx_export.export_onnx)')
+        raise InputError(file, 'made for other weights than those beside it: export it again (rsna_ich.predict.onnx.export_onnx)')
     if session.get_inputs()[0].shape[1:] != shape: raise InputError(file, f'takes {session.get_inputs()[0].shape[1:]}, but the description says {shape}')
     n = len(session.get_outputs())
     if n not in counts: raise InputError(file, f'has {n} outputs instead of {" or ".join(map(str, counts))}')

@@ -1,4 +1,4 @@
-"""Trained on simulated patients alone, small enough for a wheel, rebuilt by one command, with a card that says what it cannot do
+"""Trained on simulated patients alone, small enough for a wheel, made by one command, with a card that says what it cannot do
 
 Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 

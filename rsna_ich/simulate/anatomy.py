@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from scipy import ndimage as ndi
 from torch import sigmoid
 
@@ -239,20 +240,25 @@ class Head:
     def chance(self, p): return self.rng.random() < p
     def noise(self, length, q=None): return smooth_noise(self.rng, self.q if q is None else q, length)[0]
 
-    def _warp(self, length, low, high):
-        return smooth_noise(self.rng, self.q, length, 3).permute(1, 2, 3, 0)*self.uniform(low, high)
+# %% ../../nbs/simulate/01_anatomy.ipynb #6ed8fdac
+@patch
+def _warp(self:Head, length, low, high):
+    return smooth_noise(self.rng, self.q, length, 3).permute(1, 2, 3, 0)*self.uniform(low, high)
 
-    def _pose(self, points, nod):
-        wild = 2.5 if self.chance(.12) else 1 # patients who cannot lie straight
-        rotation = rotation_matrix(self.rng.normal(0, [6, 4, 7])*[1, wild, wild] + [nod, 0, 0])
-        scale = self.rng.uniform([.92, .92, .92], [1.07, 1.07, 1.05])*self.uniform(.95, 1.05)
-        shift = np.append(self.rng.normal(0, 4, 2), 0)
-        return (points - vector(CENTRE) - vector(shift))@vector(rotation)/vector(scale) + vector(CENTRE)
+@patch
+def _pose(self:Head, points, nod):
+    wild = 2.5 if self.chance(.12) else 1 # patients who cannot lie straight
+    rotation = rotation_matrix(self.rng.normal(0, [6, 4, 7])*[1, wild, wild] + [nod, 0, 0])
+    scale = self.rng.uniform([.92, .92, .92], [1.07, 1.07, 1.05])*self.uniform(.95, 1.05)
+    shift = np.append(self.rng.normal(0, 4, 2), 0)
+    return (points - vector(CENTRE) - vector(shift))@vector(rotation)/vector(scale) + vector(CENTRE)
 
-    @property
-    def xyz(self): return self.q.unbind(-1)
-    @property
-    def mirrored(self): return self.q*torch.where(self.q[..., :1] < 0, vector([-1, 1, 1]), vector([1, 1, 1]))
+# %% ../../nbs/simulate/01_anatomy.ipynb #ff5a2ad7
+@patch(as_prop=True)
+def xyz(self:Head): return self.q.unbind(-1)
+
+@patch(as_prop=True)
+def mirrored(self:Head): return self.q*torch.where(self.q[..., :1] < 0, vector([-1, 1, 1]), vector([1, 1, 1]))
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #55ffe9c6
 def _shrink(head:Head):

@@ -15,6 +15,7 @@ from collections import namedtuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import sigmoid
 from fastcore.basics import patch
 
@@ -34,44 +35,51 @@ class Lesion:
     def push(self, head): "Displace the brain of `head` (nothing, unless a bleed has mass)"
     def fill(self, head): "Paint it (nothing, unless it can be seen itself)"
 
-    def press(self, head, near, mm):
-        "Close the sulci `near` (0 to 1) a mass that is `mm` thick"
-        head.pressed = torch.maximum(head.pressed, self.uniform(.5, 1)*min(mm/12, 1)*near)
-
-    def shift(self, head, mm, side):
-        "A mass that is `mm` thick shifts the midline away from `side`, under the falx, and squeezes the ventricle of that side"
-        x,y,z = head.xyz
-        u = side*x
-        far = self.uniform(.2, .7)*max(mm-5, 0)
-        across = torch.where(u > 0, 1 - u/60, 1 - (-u-22)/36).clamp(0, 1)
-        beside = sigmoid((34 - head.depth)/4)*torch.exp(-(u.clamp(min=0)/15).square()) # the falx holds what lies against it
-        along = torch.exp(-((y+10)/70).square() - ((z-15)/45).square())
-        head.push = head.push + vector((side, 0, 0))*(far*across*(1-beside)*along)[..., None]
-        self.squeeze(head, side, self.uniform(.3, 1)*min(mm/12, 1))
-        if far > 4 and self.chance(.4): self.squeeze(head, -side, -self.uniform(.1, .3)) # fluid is trapped on the other side
-
-    def squeeze(self, head, side, by):
-        "Narrow the lateral ventricle of one side towards the midline; a negative `by` widens it away from there"
-        u = (side*head.q[..., 0]).clamp(min=0)
-        head.push = head.push + vector((side, 0, 0))*(u*by*self.beside_ventricle(head, side)[1])[..., None]
-
-    def beside_ventricle(self, head, side):
-        "mm from the middle of the lateral ventricle of one side, as vectors, and how near that is (0 to 1)"
-        away = head.q - vector((14*side, -18, 18))
-        return away,torch.exp(-(away/vector((20, 45, 24))).square().sum(-1))
-
     def uniform(self, low, high): return float(self.rng.uniform(low, high))
     def chance(self, p): return self.rng.random() < p
     def noise(self, head, length): return smooth_noise(self.rng, head.q, length)[0]
     def texture(self, head): return .6*self.noise(head, 9) + .4*self.noise(head, 4)
 
-    def give_way(self, head, r, centre, radius, share):
-        "Displace brain away from a mass of `radius` mm at `centre`, `r` being 1 at its edge, by a `share` of the radius"
-        away = head.q - vector(centre)
-        give = share*radius*torch.exp(-(r-1).clamp(min=0)*radius/self.uniform(15, 35))*r.clamp(0, 1)
-        head.push = head.push - away/(away.norm(dim=-1, keepdim=True) + 1e-3)*give[..., None]
-        self.press(head, torch.exp(-(r-1).clamp(min=0)*radius/18), radius*.7)
+# %% ../../nbs/simulate/02_bleeds.ipynb #50a157bf
+@patch
+def press(self:Lesion, head, near, mm):
+    "Close the sulci `near` (0 to 1) a mass that is `mm` thick"
+    head.pressed = torch.maximum(head.pressed, self.uniform(.5, 1)*min(mm/12, 1)*near)
 
+@patch
+def give_way(self:Lesion, head, r, centre, radius, share):
+    "Displace brain away from a mass of `radius` mm at `centre`, `r` being 1 at its edge, by a `share` of the radius"
+    away = head.q - vector(centre)
+    give = share*radius*torch.exp(-(r-1).clamp(min=0)*radius/self.uniform(15, 35))*r.clamp(0, 1)
+    head.push = head.push - away/(away.norm(dim=-1, keepdim=True) + 1e-3)*give[..., None]
+    self.press(head, torch.exp(-(r-1).clamp(min=0)*radius/18), radius*.7)
+
+# %% ../../nbs/simulate/02_bleeds.ipynb #9ef4bb4f
+@patch
+def shift(self:Lesion, head, mm, side):
+    "A mass that is `mm` thick shifts the midline away from `side`, under the falx, and squeezes the ventricle of that side"
+    x,y,z = head.xyz
+    u = side*x
+    far = self.uniform(.2, .7)*max(mm-5, 0)
+    across = torch.where(u > 0, 1 - u/60, 1 - (-u-22)/36).clamp(0, 1)
+    beside = sigmoid((34 - head.depth)/4)*torch.exp(-(u.clamp(min=0)/15).square()) # the falx holds what lies against it
+    along = torch.exp(-((y+10)/70).square() - ((z-15)/45).square())
+    head.push = head.push + vector((side, 0, 0))*(far*across*(1-beside)*along)[..., None]
+    self.squeeze(head, side, self.uniform(.3, 1)*min(mm/12, 1))
+    if far > 4 and self.chance(.4): self.squeeze(head, -side, -self.uniform(.1, .3)) # fluid is trapped on the other side
+
+# %% ../../nbs/simulate/02_bleeds.ipynb #74ba7317
+@patch
+def squeeze(self:Lesion, head, side, by):
+    "Narrow the lateral ventricle of one side towards the midline; a negative `by` widens it away from there"
+    u = (side*head.q[..., 0]).clamp(min=0)
+    head.push = head.push + vector((side, 0, 0))*(u*by*self.beside_ventricle(head, side)[1])[..., None]
+
+@patch
+def beside_ventricle(self:Lesion, head, side):
+    "mm from the middle of the lateral ventricle of one side, as vectors, and how near that is (0 to 1)"
+    away = head.q - vector((14*side, -18, 18))
+    return away,torch.exp(-(away/vector((20, 45, 24))).square().sum(-1))
 
 # %% ../../nbs/simulate/02_bleeds.ipynb #d08f865d
 GREY_HU = 36. # HU of grey matter: blood that is no brighter does not stand out from brain
@@ -187,39 +195,47 @@ class Subdural(Layer):
         self.thin = self.chance(.3)
         self.both = self.age == 'old' and self.chance(.15)
 
-    def thickness(self, head):
-        if not self.convex:
-            none = torch.zeros_like(head.depth)
-            return none,none,0.
-        x,y,z = head.xyz
-        most = self.uniform(1.8, 5) if self.thin else self.uniform(*AGES[self.age].mm)
-        along = ((y - self.uniform(-40, 40))/self.uniform(45, 95)).square() + ((z - self.uniform(10, 50))/self.uniform(30, 70)).square()
-        lateral = x.abs() if self.both else self.side*x
-        one_side = sigmoid((lateral - self.uniform(2, 18))/4)
-        mm = most*(1 - along + .15*self.noise(head, 35)).clamp(min=0)**self.uniform(.35, .7)*one_side
-        return mm,torch.exp(-along/3)*sigmoid(lateral/4),most
+# %% ../../nbs/simulate/02_bleeds.ipynb #e1db10d1
+@patch
+def thickness(self:Subdural, head):
+    if not self.convex:
+        none = torch.zeros_like(head.depth)
+        return none,none,0.
+    x,y,z = head.xyz
+    most = self.uniform(1.8, 5) if self.thin else self.uniform(*AGES[self.age].mm)
+    along = ((y - self.uniform(-40, 40))/self.uniform(45, 95)).square() + ((z - self.uniform(10, 50))/self.uniform(30, 70)).square()
+    lateral = x.abs() if self.both else self.side*x
+    one_side = sigmoid((lateral - self.uniform(2, 18))/4)
+    mm = most*(1 - along + .15*self.noise(head, 35)).clamp(min=0)**self.uniform(.35, .7)*one_side
+    return mm,torch.exp(-along/3)*sigmoid(lateral/4),most
 
-    def density(self, head):
-        uneven = self.texture(head)*self.uniform(1, 9) + self.noise(head, 22)*self.uniform(0, 6)
-        hu = self.hu + uneven*AGES[self.age].texture
-        if self.layered: hu = hu + sigmoid((self.uniform(-60, 20) - head.q[..., 1])/self.uniform(2, 12))*self.uniform(8, 25)
-        return (self._membranes(head, hu) if self.age == 'old' else hu).clamp(max=88)
+# %% ../../nbs/simulate/02_bleeds.ipynb #29ab01a1
+@patch
+def density(self:Subdural, head):
+    uneven = self.texture(head)*self.uniform(1, 9) + self.noise(head, 22)*self.uniform(0, 6)
+    hu = self.hu + uneven*AGES[self.age].texture
+    if self.layered: hu = hu + sigmoid((self.uniform(-60, 20) - head.q[..., 1])/self.uniform(2, 12))*self.uniform(8, 25)
+    return (self._membranes(head, hu) if self.age == 'old' else hu).clamp(max=88)
 
-    def _membranes(self, head, hu):
-        "What grows in an old one: a denser skin towards the brain, partitions, and pockets in which it has bled again"
-        if self.chance(.4): hu = hu + sigmoid((1.2 - (self.mm - head.depth).abs())/.4)*self.uniform(3, 15)
-        if self.chance(.25): hu = hu + sigmoid((.12 - self.noise(head, 16).abs())/.04)*self.uniform(5, 20)
-        if self.chance(.25): hu = hu + sigmoid((self.noise(head, 15) - self.uniform(.3, 1.3) - (head.q[..., 1] + 20)/60)*4)*self.uniform(12, 35)
-        return hu
+@patch
+def _membranes(self:Subdural, head, hu):
+    "What grows in an old one: a denser skin towards the brain, partitions, and pockets in which it has bled again"
+    if self.chance(.4): hu = hu + sigmoid((1.2 - (self.mm - head.depth).abs())/.4)*self.uniform(3, 15)
+    if self.chance(.25): hu = hu + sigmoid((.12 - self.noise(head, 16).abs())/.04)*self.uniform(5, 20)
+    if self.chance(.25): hu = hu + sigmoid((self.noise(head, 15) - self.uniform(.3, 1.3) - (head.q[..., 1] + 20)/60)*4)*self.uniform(12, 35)
+    return hu
 
-    def _midline_band(self, head):
-        if self.place == 'tentorium': return _tentorium_band(self, head)
-        falx = _falx_band(self, head)
-        return falx if self.place == 'falx' else torch.maximum(falx, _tentorium_band(self, head))
+# %% ../../nbs/simulate/02_bleeds.ipynb #09598b4d
+@patch
+def _midline_band(self:Subdural, head):
+    if self.place == 'tentorium': return _tentorium_band(self, head)
+    falx = _falx_band(self, head)
+    return falx if self.place == 'falx' else torch.maximum(falx, _tentorium_band(self, head))
 
-    def fill(self, head):
-        if self.convex: super().fill(head)
-        if self.band: self.bleed(head, self._midline_band(head), self.uniform(55, 75) + self.texture(head)*3)
+@patch
+def fill(self:Subdural, head):
+    if self.convex: Layer.fill(self, head)
+    if self.band: self.bleed(head, self._midline_band(head), self.uniform(55, 75) + self.texture(head)*3)
 
 # %% ../../nbs/simulate/02_bleeds.ipynb #d21f46df
 SITES = { # Of parenchymal haematomas: share, where their centres lie (x to the side, y, z in MNI mm), largest usual radius in mm
@@ -260,27 +276,32 @@ class Intraparenchymal(Bleed):
         elif kind < .32: self.foci = [(centre, self.uniform(2.5, 7))]
         elif kind < .42: self.infarcted = True
 
-    def push(self, head):
-        self.distance = [self._distance(head, *focus) for focus in self.foci]
-        for r,(centre,radius) in zip(self.distance, self.foci):
-            self.give_way(head, r, centre, radius, self.uniform(.25, .6))
-            lateral = abs(centre[0]) > 10 # mm from the midline; above the tentorium
-            above = centre[2] > -25
-            if lateral and above: self.shift(head, radius*.5, 1 if centre[0] > 0 else -1)
+# %% ../../nbs/simulate/02_bleeds.ipynb #1a90d796
+@patch
+def push(self:Intraparenchymal, head):
+    self.distance = [self._distance(head, *focus) for focus in self.foci]
+    for r,(centre,radius) in zip(self.distance, self.foci):
+        self.give_way(head, r, centre, radius, self.uniform(.25, .6))
+        lateral = abs(centre[0]) > 10 # mm from the midline; above the tentorium
+        above = centre[2] > -25
+        if lateral and above: self.shift(head, radius*.5, 1 if centre[0] > 0 else -1)
 
-    def _distance(self, head, centre, radius):
-        r = ellipsoid(head.q, centre, radius*np.exp(self.rng.normal(0, .22, 3)), rotation_matrix(self.rng.uniform(-90, 90, 3)))
-        rough = self.uniform(.3, 1.6)
-        return r + rough*(.16*self.noise(head, radius*1.1+4) + .09*self.noise(head, max(radius*.45, 4)))
+@patch
+def _distance(self:Intraparenchymal, head, centre, radius):
+    r = ellipsoid(head.q, centre, radius*np.exp(self.rng.normal(0, .22, 3)), rotation_matrix(self.rng.uniform(-90, 90, 3)))
+    rough = self.uniform(.3, 1.6)
+    return r + rough*(.16*self.noise(head, radius*1.1+4) + .09*self.noise(head, max(radius*.45, 4)))
 
-    def fill(self, head):
-        if self.infarcted: self._infarct(head)
-        for r,(centre,radius) in zip(self.distance, self.foci):
-            self._oedema(head, r, radius)
-            edge = self.uniform(1.2, 3) if self.faded else self.uniform(.5, 1.3)
-            mask = sigmoid((1-r)*radius/edge)*(head.depth > .5)
-            if self.infarcted: mask = mask*sigmoid((self.noise(head, 6) + self.uniform(-.8, 1.2))/.35)
-            self.bleed(head, mask, self._faded_clot(head, r) if self.faded else self._clot(head, centre, radius))
+# %% ../../nbs/simulate/02_bleeds.ipynb #3bf25c25
+@patch
+def fill(self:Intraparenchymal, head):
+    if self.infarcted: self._infarct(head)
+    for r,(centre,radius) in zip(self.distance, self.foci):
+        self._oedema(head, r, radius)
+        edge = self.uniform(1.2, 3) if self.faded else self.uniform(.5, 1.3)
+        mask = sigmoid((1-r)*radius/edge)*(head.depth > .5)
+        if self.infarcted: mask = mask*sigmoid((self.noise(head, 6) + self.uniform(-.8, 1.2))/.35)
+        self.bleed(head, mask, self._faded_clot(head, r) if self.faded else self._clot(head, centre, radius))
 
 # %% ../../nbs/simulate/02_bleeds.ipynb #d1e59d55
 @patch

@@ -27,6 +27,7 @@ def resize_weights(
     weights = np.clip(1 - np.abs(np.arange(old) + .5 - centres[:, None])/reach, 0, None)
     return (weights/weights.sum(1, keepdims=True)).astype('float32')
 
+# %% ../../nbs/data/07_resize.ipynb #2e67e332
 @lru_cache(32)
 def _taps(old, new):
     "The same matrix as (terms, new) places and weights: each row has few values that are not zero, side by side"
@@ -35,7 +36,9 @@ def _taps(old, new):
     inside = np.minimum(at, old-1)
     return inside, np.where(at < old, matrix[np.arange(new), inside], 0).astype('float32')
 
+# %% ../../nbs/data/07_resize.ipynb #554c543c
 def _resize_array(hu, size):
+    "Both axes of a numpy array, one after the other"
     for axis in (-2, -1):
         if hu.shape[axis] == size: continue
         places,weights = _taps(hu.shape[axis], size)
@@ -43,11 +46,13 @@ def _resize_array(hu, size):
     return hu
 
 def _resize_tensor(hu, size):
+    "The same of a torch tensor, on its device"
     from torch.nn.functional import interpolate
     if hu.shape[-2:] == (size, size): return hu
     flat = hu.reshape(-1, 1, *hu.shape[-2:])
     return interpolate(flat, size=(size, size), mode='bilinear', align_corners=False, antialias=True).reshape(*hu.shape[:-2], size, size)
 
+# %% ../../nbs/data/07_resize.ipynb #41245be4
 def resize_hu(
     hu, # (..., H, W), a numpy array or a torch tensor of any type, on any device
     size:int # Pixels a side

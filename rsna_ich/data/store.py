@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from .. import __version__
 from ..core import InputError, atomic_path, progress
@@ -97,7 +98,8 @@ class Store:
         path, # The store's folder
         unfinished:bool=False # Open what there is of a store whose building was interrupted?
     ):
-        self.path,self.unfinished = Path(path),unfinished
+        self.path = Path(path)
+        self.unfinished = unfinished
         if (self.path/'store.json').is_file():
             self.config = json.loads((self.path/'store.json').read_text())
             with open(self.path/'slices.parquet', 'rb') as f: self.slices = pd.read_parquet(f)
@@ -116,26 +118,34 @@ class Store:
     def __len__(self): return len(self.slices)
     def __repr__(self): return f'Store({self.path.name}: {len(self):,} slices, {self.size} px, {self.encoding})'
 
-    def __getitem__(self,
-        i # A number, a slice or an array of numbers
-    ): # int16 HU, (size, size) or (n, size, size)
-        "The HU of slice or slices `i`"
-        return decode(self.hu[i]) if self.encoding == 'uint8' else np.asarray(self.hu[i])
+# %% ../../nbs/data/09_store.ipynb #460625bc
+@patch
+def __getitem__(self:Store,
+    i # A number, a slice or an array of numbers
+): # int16 HU, (size, size) or (n, size, size)
+    "The HU of slice or slices `i`"
+    return decode(self.hu[i]) if self.encoding == 'uint8' else np.asarray(self.hu[i])
 
-    def box(self,
-        i # A number
-    ) -> Box: # In pixels of that slice's file
-        "What slice `i` was cropped to"
-        return Box(*map(int, self.slices[BOX_COLUMNS].iloc[i]))
+@patch
+def box(self:Store,
+    i # A number
+) -> Box: # In pixels of that slice's file
+    "What slice `i` was cropped to"
+    return Box(*map(int, self.slices[BOX_COLUMNS].iloc[i]))
 
-    def series(self) -> dict: # Numbers of the slices by `series_id`, in order
-        "Which slices belong together"
-        return self.slices.groupby('series_id', sort=False).indices
+@patch
+def series(self:Store) -> dict: # Numbers of the slices by `series_id`, in order
+    "Which slices belong together"
+    return self.slices.groupby('series_id', sort=False).indices
 
-    def __getstate__(self): return {k: v for k,v in self.__dict__.items() if k != 'hu'}
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        self._map()
+# %% ../../nbs/data/09_store.ipynb #5a83cb63
+@patch
+def __getstate__(self:Store): return {k: v for k,v in self.__dict__.items() if k != 'hu'}
+
+@patch
+def __setstate__(self:Store, state):
+    self.__dict__.update(state)
+    self._map()
 
 # %% ../../nbs/data/09_store.ipynb #7b196e5c
 _OWN = ['store.json', 'building.jsonl', 'building.parquet', 'hu.npy', 'slices.parquet', 'left_out.csv']
@@ -208,47 +218,59 @@ def full_disk_said(
 class _Build:
     "A store in the making: `add` one prepared series after the other, then `finish`"
     def __init__(self, folder, table, config):
-        self.folder,self.table,self.config = folder,table,config
+        self.folder = folder
+        self.table = table
+        self.config = config
         if not self._continues(): self._begin()
         _,self.entries,used,self.bytes = _read_journal(folder)
         for name,n in (('building.jsonl', used), ('hu.npy', self.bytes)): os.truncate(folder/name, n)
         self.journal,self.data = (open(folder/name, 'ab', buffering=0) for name in ('building.jsonl', 'hu.npy'))
 
-    def _continues(self):
-        try: return _read_journal(self.folder)[0] == self.config
-        except (OSError, ValueError, LookupError): return False
+# %% ../../nbs/data/09_store.ipynb #62fc9f85
+@patch
+def _continues(self:_Build):
+    "Does the folder hold the beginning of this very store?"
+    try: return _read_journal(self.folder)[0] == self.config
+    except (OSError, ValueError, LookupError): return False
 
-    def _begin(self):
-        for name in _OWN: (self.folder/name).unlink(missing_ok=True)
-        with open(self.folder/'building.parquet', 'wb') as f: self.table.to_parquet(f)
-        (self.folder/'hu.npy').write_bytes(bytes(HEADER))
-        with atomic_path(self.folder/'building.jsonl') as p: p.write_text(json.dumps(self.config) + '\n')
+@patch
+def _begin(self:_Build):
+    "An empty store, its table and its journal"
+    for name in _OWN: (self.folder/name).unlink(missing_ok=True)
+    with open(self.folder/'building.parquet', 'wb') as f: self.table.to_parquet(f)
+    (self.folder/'hu.npy').write_bytes(bytes(HEADER))
+    with atomic_path(self.folder/'building.jsonl') as p: p.write_text(json.dumps(self.config) + '\n')
 
-    def add(self,
-        entry # What `prepare_series` returned
-    ):
-        "Write a series' slices, then its line in the journal"
-        hu = memoryview(np.ascontiguousarray(entry.pop('hu'))).cast('B')
-        _write(self.data, hu, self.bytes)
-        _write(self.journal, json.dumps(entry).encode() + b'\n', os.path.getsize(self.folder/'building.jsonl'))
-        self.entries.append(entry)
-        self.bytes += len(hu)
+# %% ../../nbs/data/09_store.ipynb #d3596eea
+@patch
+def add(self:_Build,
+    entry # What `prepare_series` returned
+):
+    "Write a series' slices, then its line in the journal"
+    hu = memoryview(np.ascontiguousarray(entry.pop('hu'))).cast('B')
+    _write(self.data, hu, self.bytes)
+    _write(self.journal, json.dumps(entry).encode() + b'\n', os.path.getsize(self.folder/'building.jsonl'))
+    self.entries.append(entry)
+    self.bytes += len(hu)
 
-    def close(self):
-        for o in self.journal,self.data: o.close()
+@patch
+def close(self:_Build):
+    for file in self.journal,self.data: file.close()
 
-    def finish(self):
-        "The header, the tables, and last of all `store.json`"
-        slices,left_out = result_tables(self.table, self.entries)
-        if not len(slices): raise InputError(self.folder, f'none of {len(self.table):,} slices can be used: {"; ".join(left_out.reason.unique()[:3])}')
-        with open(self.folder/'hu.npy', 'r+b') as f:
-            shape = (len(slices), self.config['size'], self.config['size'])
-            np.lib.format.write_array_header_1_0(f, dict(descr=ENCODINGS[self.config['encoding']].str, fortran_order=False, shape=shape))
-            assert f.tell() == HEADER
-            os.fsync(f.fileno())
-        with atomic_path(self.folder/'slices.parquet') as p, open(p, 'wb') as f: slices.to_parquet(f)
-        with atomic_path(self.folder/'left_out.csv') as p: left_out.to_csv(p, index=False)
-        with atomic_path(self.folder/'store.json') as p: p.write_text(json.dumps(self.config | dict(version=__version__), indent=1))
+# %% ../../nbs/data/09_store.ipynb #efab997d
+@patch
+def finish(self:_Build):
+    "The header, the tables, and last of all `store.json`"
+    slices,left_out = result_tables(self.table, self.entries)
+    if not len(slices): raise InputError(self.folder, f'none of {len(self.table):,} slices can be used: {"; ".join(left_out.reason.unique()[:3])}')
+    with open(self.folder/'hu.npy', 'r+b') as f:
+        shape = (len(slices), self.config['size'], self.config['size'])
+        np.lib.format.write_array_header_1_0(f, dict(descr=ENCODINGS[self.config['encoding']].str, fortran_order=False, shape=shape))
+        assert f.tell() == HEADER
+        os.fsync(f.fileno())
+    with atomic_path(self.folder/'slices.parquet') as p, open(p, 'wb') as f: slices.to_parquet(f)
+    with atomic_path(self.folder/'left_out.csv') as p: left_out.to_csv(p, index=False)
+    with atomic_path(self.folder/'store.json') as p: p.write_text(json.dumps(self.config | dict(version=__version__), indent=1))
 
 # %% ../../nbs/data/09_store.ipynb #7fadee92
 def _write(f, data, start):

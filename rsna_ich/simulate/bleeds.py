@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import sigmoid
-from fastcore.basics import patch
 
 from .anatomy import CENTRE, PIXEL, vector, ellipsoid, paint, rotation_matrix, smooth_noise, sutures
 from ..labels import SUBTYPES

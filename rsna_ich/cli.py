@@ -535,11 +535,12 @@ def _pull(
 def _ship(
     work:Path=Path('build/shipped'), # Where simulated patients and weights are kept
     out:Path|None=None, # The bundle; where the package looks for it, unless given
+    recipe:str='shipped', # Or `further`, which continues from the model in the package
     jobs:int=2 # Processes
 ):
     "Make the model that the package ships, in about two hours"
     from rsna_ich.apps.shipped import make_shipped
-    made = make_shipped(work, out, n_jobs=jobs)
+    made = make_shipped(work, out, recipe=recipe, n_jobs=jobs)
     _export(made)
     typer.echo(f'bundle: {made}')
 

@@ -32,12 +32,26 @@ _pictures = [
     'picture_effects',
 ]
 _thick = [*_pictures[:2], ('thick_skull', dict(p=.4)), *_pictures[2:]]
+_lone = [
+    ('own_head', dict(p=.4, zoom=False)),
+    ('own_head', dict(p=.2)),
+    ('pose', dict(rotate=25)),
+    ('thick_skull', dict(p=.2)),
+    ('tight_brain', dict(p=.2)),
+    ('rim_glow', dict(p=.5, most=40, reach=(.015, .06))),
+    ('window_jitter', dict(centre=8, width=(.4, 1.4), p=.7)),
+    'picture_effects',
+]
 
 OURS += [
     Recipe('shipped',
            (Stage(96, 2, lr=4e-3), Stage(128, 5, lr=3e-3), Stage(160, 3, lr=2e-3), Stage(192, 6, lr=2e-3), Stage(192, 2, lr=1e-3, augment=_thick)),
            source='this project', store_size=192, pool='map', where=4., sample='balanced', augment=_pictures, smoothing=.02, ema=.999,
            averaged=3, branches=2, second_stage=True, holdout=.15, specificity=.97),
+    Recipe('further',
+           (Stage(192, 2, lr=1e-3),)*4,
+           source='this project', pretrained='shipped', store_size=192, pool='map', where=4., augment=_lone, smoothing=.02, ema=.998,
+           averaged=3, second_stage=True, holdout=.1, specificity=.97),
 ]
 
 # %% ../../nbs/learn/10_published.ipynb #c770c45b

@@ -51,6 +51,9 @@ KATEX = re.compile(r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?
 FIGURE = re.compile('data:image/png;base64,([A-Za-z0-9+/=]+)')
 # A line of the sidebar: its wrappers, on every page for every page, would be half a megabyte
 SIDEBAR_LINE = re.compile(r'<div class="sidebar-item-container">(<a href=[^>]*>)<span class="menu-text">([^<]*)</span></a></div>')
+# An operator in code: its wrappers, half a megabyte, would give it a colour that hardly differs
+OPERATOR = re.compile(r'<span class="op">([^<]*)</span>')
+OLD_FONT = re.compile(r',\s*url\([^)]*\.woff\?[^)]*\)\s*format\("woff"\)')  # beside woff2, which every browser of today reads
 WEBP_QUALITY = 60  # of 100: letters and the grain of a CT stay legible
 FIGURE_WIDTH = 900  # pixels at most; a page's text is about 800 wide
 ADDRESS = '"(?:https?:)?//[^"]*"'
@@ -243,10 +246,12 @@ def self_contained(
     (site/'.nojekyll').touch()
     for sheet in site.rglob('*.css'):  # The themes fetch their fonts; without, the reader's own are used
         text = sheet.read_text(encoding='utf-8')
-        if (kept := re.sub(r'@import\s+url\([^)]*\)\s*;', '', text)) != text: sheet.write_text(kept, encoding='utf-8')
+        kept = OLD_FONT.sub('', re.sub(r'@import\s+url\([^)]*\)\s*;', '', text))
+        if kept != text: sheet.write_text(kept, encoding='utf-8')
+    for font in site.rglob('*.woff'): font.unlink()
     for page in site.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
-        made = SIDEBAR_LINE.sub(r'\1\2</a>', small_figures(mathml(text)))
+        made = OPERATOR.sub(r'\1', SIDEBAR_LINE.sub(r'\1\2</a>', small_figures(mathml(text))))
         if made != text: page.write_text(made, encoding='utf-8')
     if loaded := from_elsewhere(site): raise SystemExit('These pages load something from elsewhere:\n' + '\n'.join(loaded))
 

@@ -35,9 +35,11 @@ TRAIN_SLICES = 10 # of each at most
 SERIES_PATIENTS = 250 # whom the network has not seen, for the second stage
 SERIES_SLICES = 30 # of each at most: the second stage reads whole series
 TEST_PATIENTS = 60
-TRACE,ENOUGH = 3,25 # mm2: more blood than the first can be seen but less than the second stands out from brain, and a slice teaches nothing
+TRACE = 3 # mm2: blood that can be seen; where there is more than this ...
+ENOUGH = 25 # mm2: ... but less than this stands out from brain, a slice teaches nothing
 NAME = 'rsna-ich-small'
-CHOOSING,COUNTED = slice(0, None, 2),slice(1, None, 2) # real pictures that choose the operating point of pictures, and those that judge it
+CHOOSING = slice(0, None, 2) # real pictures that choose the operating point of pictures
+COUNTED = slice(1, None, 2) # those that judge it
 
 # %% ../../nbs/apps/03_shipped.ipynb #dc522e90
 def stored_pixel(
@@ -218,7 +220,8 @@ def real_threshold(
     specificity:float=REAL_SPECIFICITY # Wanted
 ) -> float:
     "Where that share of the slices without blood is left alone"
-    p,weights = p[y == 0],weights[y == 0]
+    p = p[y == 0]
+    weights = weights[y == 0]
     order = np.argsort(p)
     share = weights[order].cumsum()/weights.sum()
     return float(np.nextafter(p[order][np.searchsorted(share, specificity - 1e-9)], 1))
@@ -232,7 +235,8 @@ def set_prior(
 ):
     "Let a trained bundle assume the competition's prior, with the temperature that real slices choose where they are at hand"
     from rsna_ich.predict.predictor import Predictor
-    config,temperature = read_config(bundle),1.
+    config = read_config(bundle)
+    temperature = 1.
     if folder := real_data('rsna_slices'): temperature = choose_temperature(*choosing_slices(Predictor(bundle), folder), np.array(config['prior']).clip(1e-6))
     _write_config(bundle, assume_prior(config, temperature=temperature) | dict(softened_by=temperature))
 
@@ -454,7 +458,8 @@ def model_card(
     config:dict # Of the bundle, with `judged`
 ) -> str: # Markdown
     "What the model is, what it was measured on, and what it cannot do"
-    judged,second = config['judged'],config.get('second_stage')
+    judged = config['judged']
+    second = config.get('second_stage')
     simulated = judged['simulated']
     areas = ', '.join(f'{k} {v}' for k,v in simulated['auc'].items())
     rivals = ', '.join(f'{k} {v["log_loss"]:.4f} and {v["auc"]:.3f}' for k,v in judged['baselines'].items())

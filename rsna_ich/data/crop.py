@@ -54,7 +54,8 @@ def _pieces(one, other, n):
     "For each of `n` runs the first run of its piece, from the pairs that touch"
     first = np.arange(n)
     while True:
-        a,b = first[one], first[other]
+        a = first[one]
+        b = first[other]
         if (a == b).all(): return first
         np.minimum.at(first, np.maximum(a, b), np.minimum(a, b))
         while (first[first] != first).any(): first = first[first] # until each knows the first of all
@@ -107,7 +108,8 @@ def _head_bounds(
     masks = masks[masks.any((1, 2))]
     _,h,w = masks.shape
     if not len(masks): return np.zeros((0, 5), int)
-    rows,cols = masks.any(2),masks.any(1)
+    rows = masks.any(2)
+    cols = masks.any(1)
     return np.stack([rows.argmax(1), cols.argmax(1), h - rows[:,::-1].argmax(1), w - cols[:,::-1].argmax(1), masks.sum((1, 2))*step], 1)*step
 
 # %% ../../nbs/data/08_crop.ipynb #20406f43

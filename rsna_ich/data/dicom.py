@@ -82,8 +82,10 @@ class GuardedFile:
     def __init__(self,
         f # A binary file, open for reading
     ):
-        self.f,self.reads = f,0
-        self.seek,self.tell = f.seek,f.tell
+        self.f = f
+        self.reads = 0
+        self.seek = f.seek
+        self.tell = f.tell
         self.size = f.seek(0, io.SEEK_END)
         f.seek(0)
         if self.size > MAX_BYTES: raise ValueError(f'{self.size:,} bytes are more than {MAX_BYTES:,}')
@@ -106,7 +108,8 @@ def _meta_end(head):
     "Where group 2 ends in the first bytes of a file; None where that is not plain to see"
     at = 132 if head[128:132] == b'DICM' else 0
     while head[at:at+2] == b'\x02\0':
-        vr,length = head[at+4:at+6],int.from_bytes(head[at+6:at+8], 'little')
+        vr = head[at+4:at+6]
+        length = int.from_bytes(head[at+6:at+8], 'little')
         if not vr.isalpha(): return
         if vr in _LONG_VRS: length = 4 + int.from_bytes(head[at+8:at+12], 'little')
         at += 8 + length
@@ -269,7 +272,8 @@ def _class_reason(h):
 
 def _picture_reason(h):
     "Why the image is a picture of something else than one slice, or None"
-    samples,photometric = _number(h, 'SamplesPerPixel', 1),str(_get(h, 'PhotometricInterpretation', 'MONOCHROME2'))
+    samples = _number(h, 'SamplesPerPixel', 1)
+    photometric = str(_get(h, 'PhotometricInterpretation', 'MONOCHROME2'))
     if samples != 1 or not photometric.startswith('MONOCHROME'):
         return f'a colour picture ({photometric}), not Hounsfield units'
     if 'LOCALIZER' in _list(h, 'ImageType'): return 'a scout (ImageType LOCALIZER): a projection, not a slice'
@@ -287,13 +291,15 @@ class _Rescale(NamedTuple):
 
 def _group(h, frame, name):
     "The item of the functional group `name` for a frame: its own, else the shared one, else None"
-    own,shared = h.get('PerFrameFunctionalGroupsSequence') or [],h.get('SharedFunctionalGroupsSequence') or []
+    own = h.get('PerFrameFunctionalGroupsSequence') or []
+    shared = h.get('SharedFunctionalGroupsSequence') or []
     for groups,i in (own, frame), (shared, 0):
         if i < len(groups) and (found := groups[i].get(name)): return found[0]
 
 def _rescale_of(group):
     "The rescale in the attributes of a dataset or dict, None where there is none"
-    slope,intercept = _number(group, 'RescaleSlope', None, float),_number(group, 'RescaleIntercept', None, float)
+    slope = _number(group, 'RescaleSlope', None, float)
+    intercept = _number(group, 'RescaleIntercept', None, float)
     if slope is None and intercept is None: return
     return _Rescale(1. if slope is None else slope, intercept or 0., _get(group, 'RescaleType', 'HU'), intercept is not None)
 
@@ -328,7 +334,9 @@ class _Extent(NamedTuple):
 
 def _extent(h):
     "Frames, rows, columns and bytes a pixel, as the header has them"
-    frames,rows,cols = max(_number(h, 'NumberOfFrames', 1), 1),_number(h, 'Rows', 0),_number(h, 'Columns', 0)
+    frames = max(_number(h, 'NumberOfFrames', 1), 1)
+    rows = _number(h, 'Rows', 0)
+    cols = _number(h, 'Columns', 0)
     return _Extent(frames, max(rows, 0), max(cols, 0), _number(h, 'BitsAllocated', 16)//8)
 
 def _raw(syntax): return syntax == DeflatedExplicitVRLittleEndian or not syntax.is_compressed
@@ -393,7 +401,9 @@ def _bytes_ahead(f, size):
 def _decoded(ds, h=None):
     "Stored values, `(frames, rows, cols)`, as integers of 16 or 32 bits"
     h = _facts(ds) if h is None else h
-    e,syntax,signed = _extent(h),h['TransferSyntaxUID'],bool(_number(h, 'PixelRepresentation', 0))
+    e = _extent(h)
+    syntax = h['TransferSyntaxUID']
+    signed = bool(_number(h, 'PixelRepresentation', 0))
     if not _raw(syntax):
         return decode_frames(_frames(ds, e.frames), e.rows, e.cols, e.size, signed, e.frames, rle=syntax == RLELossless)
     kind = f'{"i" if signed else "u"}{e.size}'
@@ -409,7 +419,8 @@ def _frames(ds, n):
 # %% ../../nbs/data/01_dicom.ipynb #7f1d2a16
 def _encoding(h, frame, size, overlay=False):
     "The `Encoding` of one frame with `size` bytes a value"
-    bits,rescale = _number(h, 'BitsStored', 8*size),_rescale(h, frame)
+    bits = _number(h, 'BitsStored', 8*size)
+    rescale = _rescale(h, frame)
     padding = _number(h, 'PixelPaddingValue')
     limit = _number(h, 'PixelPaddingRangeLimit', padding)
     return Encoding(bits, _number(h, 'HighBit', bits - 1), rescale.slope, rescale.intercept, rescale.stated,
@@ -444,7 +455,8 @@ def _normal(h):
 
 def _frame_order(h, n):
     "Indices of `n` frames in the order of their positions"
-    normal,places = _normal(h) if n > 1 else None,[]
+    normal = _normal(h) if n > 1 else None
+    places = []
     if normal is not None: places = [_position(h, i) for i in range(n)]
     if not places or None in places: return np.arange(n)
     along = np.array(places)@normal
@@ -454,11 +466,13 @@ def _frame_order(h, n):
 def _hu(ds, h, stored_order=False):
     "HU of a dataset's frames, in order"
     stored = _decoded(ds, h)
-    overlay,looked_up = _has_overlay(ds),bool(h.get('ModalityLUTSequence'))
+    overlay = _has_overlay(ds)
+    looked_up = bool(h.get('ModalityLUTSequence'))
     hu = np.empty(stored.shape, np.int16)
     order = range(len(stored)) if stored_order else _frame_order(h, len(stored))
     for i,frame in enumerate(order):
-        one,encoding = stored[frame],_encoding(h, frame, stored.dtype.itemsize, overlay)
+        one = stored[frame]
+        encoding = _encoding(h, frame, stored.dtype.itemsize, overlay)
         if looked_up: one,encoding = _looked_up(ds, one),Encoding()
         hu[i] = stored_to_hu(one, encoding)
     if hu.max() <= HU_FLOOR and _is_blank(stored, encoding): raise ValueError('every pixel is padding or darker than air')
@@ -475,7 +489,8 @@ def hu_from_dataset(
     stored_order:bool=False # Frames as they are stored, instead of by position?
 ) -> np.ndarray: # int16 HU, (rows, cols), or (frames, rows, cols) where it has several frames, ordered by position
     "Hounsfield units of a dataset, or a `SliceError`"
-    path,found = path or getattr(ds, 'filename', None) or 'dataset',[]
+    path = path or getattr(ds, 'filename', None) or 'dataset'
+    found = []
     try:
         h = _facts(ds)
         reason = _reason(h) or (None if 'PixelData' in ds else 'no pixels')
@@ -531,7 +546,8 @@ def quirks_of(
     ds # A pydicom `Dataset` with or without its pixels, or a dict of keywords and values
 ) -> list[str]: # Names in `QUIRKS`, some followed by a colon and a value, such as 'padding: -2000'
     "Names of the rules that a header calls for"
-    quirks,found = [],[]
+    quirks = []
+    found = []
     try:
         h = _facts(ds)
         found = list(h.get('read_warnings', []))
@@ -543,7 +559,9 @@ def quirks_of(
 # %% ../../nbs/data/01_dicom.ipynb #2f06134a
 def _bit_quirks(h):
     "Quirks of the numbers' bits"
-    bits,signed,intercept = _number(h, 'BitsStored', 16),_number(h, 'PixelRepresentation', 0),_rescale(h, 0).intercept
+    bits = _number(h, 'BitsStored', 16)
+    signed = _number(h, 'PixelRepresentation', 0)
+    intercept = _rescale(h, 0).intercept
     if needs_12bit_correction(bits, signed, intercept): yield '12-bit intercept 0'
     elif bits > 12 and not signed and hu_range(bits, 0, intercept)[0] > -100: yield 'unsigned intercept 0'
     if bits == 12 and signed and intercept > -100: yield '12-bit signed intercept 0'
@@ -566,7 +584,8 @@ def _frame_quirks(h):
     frames = _extent(h).frames
     if frames > 1: yield f'multi-frame: {frames}'
     if frames <= MAX_FRAMES and (np.diff(_frame_order(h, frames)) < 0).any(): yield 'frame order'
-    rows,cols = _number(h, 'Rows'),_number(h, 'Columns')
+    rows = _number(h, 'Rows')
+    cols = _number(h, 'Columns')
     if rows != cols: yield f'not square: {rows}x{cols}'
     if _get(h, 'LossyImageCompression') == '01': yield 'lossy'
 

@@ -28,7 +28,8 @@ def _traits(
     for o in [group, *labels]:
         if n := int(table[o].isna().sum()): raise InputError('table to split', f'{n:,} of {len(table):,} images have no {o}')
     patients = table.groupby(group, sort=True)
-    sums,n = patients[labels].sum(),patients.size()
+    sums = patients[labels].sum()
+    n = patients.size()
     out = {f'{o} at all': sums[o] > 0 for o in labels}
     out |= {f'{o} above {q:g}': sums[o] > sums.loc[sums[o] > 0, o].quantile(q) for o in labels for q in MUCH}
     out = pd.DataFrame(out | {'many slices': n > n.median()})

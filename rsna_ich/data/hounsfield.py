@@ -41,10 +41,14 @@ def hu_range(
 # %% ../../nbs/data/00_hounsfield.ipynb #376e2ac1
 def _fit_bits(stored, encoding):
     "Stored values as the numbers that BitsStored and HighBit mean"
-    width,signed,bits = 8*stored.dtype.itemsize,stored.dtype.kind == 'i',encoding.bits
+    width = 8*stored.dtype.itemsize
+    signed = stored.dtype.kind == 'i'
+    bits = encoding.bits
     if not 0 < bits < width: return stored
     stored = _shifted_down(stored, encoding)
-    lo,hi,limit = int(stored.min()),int(stored.max()),1 << (bits - 1 if signed else bits)
+    lo = int(stored.min())
+    hi = int(stored.max())
+    limit = 1 << (bits - 1 if signed else bits)
     if hi < limit and lo >= (-limit if signed else 0): return stored
     sign_missing = signed and encoding.intercept > NEAR_ZERO and lo >= 0 and hi < 2*limit
     return (stored << (width - bits)) >> (width - bits) if sign_missing or encoding.overlay else stored
@@ -52,7 +56,8 @@ def _fit_bits(stored, encoding):
 def _shifted_down(stored, encoding):
     "Values that stand at the top of their word, moved to its bottom"
     high_bit = encoding.bits - 1 if encoding.high_bit is None else encoding.high_bit
-    shift,room = high_bit + 1 - encoding.bits,8*stored.dtype.itemsize - encoding.bits
+    shift = high_bit + 1 - encoding.bits
+    room = 8*stored.dtype.itemsize - encoding.bits
     empty = 0 < shift <= room and not (stored & ((1 << shift) - 1)).any()
     return stored >> shift if empty else stored
 
@@ -75,7 +80,8 @@ def _holds_air(hu): return np.mean((hu >= _AIR[0]) & (hu <= _AIR[1])) >= _SOME
 
 def _unwrapped(stored, encoding):
     "Stored values with the sign that they had, and the intercept that belongs to them"
-    bits,intercept = encoding.bits,encoding.intercept
+    bits = encoding.bits
+    intercept = encoding.intercept
     signed = stored.dtype.kind == 'i'
     if needs_12bit_correction(bits, int(signed), intercept): return ((stored & 4095) + 1000) & 4095, -1000.
     if signed or intercept <= NEAR_ZERO or bits <= 12: return stored, intercept
@@ -93,7 +99,8 @@ def _rescaled(stored, slope, intercept):
     "int16 HU of stored values, not below `HU_FLOOR`"
     if not (np.isfinite(slope) and np.isfinite(intercept) and slope):
         raise ValueError(f'RescaleSlope {slope:g}, RescaleIntercept {intercept:g}')
-    lo,hi = int(stored.min()),int(stored.max())
+    lo = int(stored.min())
+    hi = int(stored.max())
     exact = slope == 1 and intercept == int(intercept)
     if exact and -2**15 <= min(lo, lo + intercept, intercept) and max(hi, hi + intercept, intercept) < 2**15:
         hu = np.add(stored.astype(np.int16, copy=False), np.int16(intercept))

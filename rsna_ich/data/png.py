@@ -40,7 +40,8 @@ def _begin_pictures(
 ):
     "Make the folder, and remove pictures in it that were made otherwise"
     dest.mkdir(parents=True, exist_ok=True)
-    note,text = dest/'png.json',json.dumps(made)
+    note = dest/'png.json'
+    text = json.dumps(made)
     if note.exists() and note.read_text() == text: return
     for o in [*dest.glob('*.png'), *(dest/o for o in ('slices.csv', 'left_out.csv', 'building.jsonl'))]: o.unlink(missing_ok=True)
     with atomic_path(note) as p: p.write_text(text)
@@ -78,7 +79,8 @@ def _series_pictures(rows, sample, read, size, crop, dest, bits, windows):
 
 def _run_pictures(table, dest, size, n_jobs, **options):
     "The tasks that the journal does not have, then the tables"
-    journal,tasks = dest/'building.jsonl',series_tasks(table)
+    journal = dest/'building.jsonl'
+    tasks = series_tasks(table)
     lines = journal.read_bytes().split(b'\n')[:-1] if journal.exists() else []
     entries = [json.loads(o) for o in lines]
     if journal.exists(): os.truncate(journal, sum(len(o) + 1 for o in lines))
@@ -108,7 +110,8 @@ def png_folder(
 ) -> Path: # `dest`, with `slices.csv` and, for what cannot be used, `left_out.csv`
     "Write the slices of `table` as PNG files, the form that public notebooks share"
     if bits not in (8, 16) or len(windows) not in (1, 3): raise ValueError(f'8 or 16 bits and 1 or 3 windows, not {bits} and {len(windows)}')
-    dest,table = Path(dest),normalised_table(table)
+    dest = Path(dest)
+    table = normalised_table(table)
     made = dict(bits=bits, windows=[tuple(o) for o in windows] if bits == 8 else None, size=int(size), crop=bool(crop), rule=CROP_RULE, table=table_fingerprint(table))
     with full_disk_said(dest):
         dest.mkdir(parents=True, exist_ok=True)

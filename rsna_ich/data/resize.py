@@ -58,6 +58,7 @@ def resize_hu(
     size:int # Pixels a side
 ): # float32, (..., size, size), of the library of `hu`, no HU outside of `CT_RANGE`
     "Slices at another size, as torch's `interpolate(mode='bilinear', antialias=True)` makes them"
-    low,high = CT_RANGE.low,CT_RANGE.high
+    low = CT_RANGE.low
+    high = CT_RANGE.high
     if isinstance(hu, np.ndarray): return _resize_array(np.clip(hu, low, high).astype('float32', copy=False), size)
     return _resize_tensor(hu.float().clamp(low, high), size)

@@ -55,7 +55,8 @@ def _pixels(read, rows):
 
 def _arrays(rows, pixels):
     "(row, frame, HU) of what was read, and (row, reason) of what was not"
-    kept,failed = [],[]
+    kept = []
+    failed = []
     for row,o in zip(rows.index, pixels, strict=True):
         if not isinstance(o, Exception) and (np.ndim(o) not in (2, 3) or not np.size(o)): o = ValueError(f'pixels of shape {np.shape(o)}')
         if isinstance(o, Exception): failed.append((int(row), getattr(o, 'reason', str(o))))
@@ -79,7 +80,8 @@ def prepare_series(
     _keep_memory()
     kept,failed = _arrays(rows, _pixels(read, rows))
     seen = kept if sample is None else _arrays(sample, _pixels(read, sample))[0]
-    out,boxes = np.empty((len(kept), size, size), np.int16),{}
+    out = np.empty((len(kept), size, size), np.int16)
+    boxes = {}
     for shape in {o.shape for *_,o in kept}:
         which = [i for i,(*_,o) in enumerate(kept) if o.shape == shape]
         same = [o for *_,o in seen if o.shape == shape]
@@ -157,13 +159,17 @@ def _read_journal(
     lines = (folder/'building.jsonl').read_bytes().split(b'\n')[:-1]
     config = json.loads(lines[0])
     slice_bytes = config['size']**2*ENCODINGS[config['encoding']].itemsize
-    entries,used,data,there = [],len(lines[0])+1,HEADER,(folder/'hu.npy').stat().st_size
+    entries = []
+    used = len(lines[0])+1
+    data = HEADER
+    there = (folder/'hu.npy').stat().st_size
     for line in lines[1:]:
         try: entry = json.loads(line)
         except ValueError: break
         if data + len(entry['rows'])*slice_bytes > there: break
         entries.append(entry)
-        used,data = used+len(line)+1,data+len(entry['rows'])*slice_bytes
+        used = used+len(line)+1
+        data = data+len(entry['rows'])*slice_bytes
     return config, entries, used, data
 
 # %% ../../nbs/data/09_store.ipynb #bc4798d4
@@ -303,7 +309,8 @@ def series_tasks(
 # %% ../../nbs/data/09_store.ipynb #d8aae51e
 def _take(tasks, portion):
     "The next tasks, of about `portion` slices together"
-    out,n = [],0
+    out = []
+    n = 0
     while n < portion and (task := next(tasks, None)) is not None:
         out.append(task)
         n += len(task[0])
@@ -327,7 +334,8 @@ def task_results(
 def _leave(work, folder, *task):
     "What `work` returns, but its `hu` as a file in `folder`, where this process can write one"
     entry = work(*task)
-    path,hu = f'{folder}/{uuid4().hex}',np.ascontiguousarray(entry['hu'])
+    path = f'{folder}/{uuid4().hex}'
+    hu = np.ascontiguousarray(entry['hu'])
     if not len(hu): return entry
     try:
         with open(path, 'xb') as f: f.write(memoryview(hu).cast('B'))
@@ -396,7 +404,8 @@ def build_store(
     "Build the store of the slices in `table`, go on with an interrupted one, or open a finished one"
     if encoding not in ENCODINGS: raise ValueError(f'encoding is {" or ".join(ENCODINGS)}, not {encoding}')
     if size < 1: raise ValueError(f'size is in pixels, at least 1, not {size}')
-    dest,table = Path(dest),normalised_table(table)
+    dest = Path(dest)
+    table = normalised_table(table)
     name = getattr(getattr(read, 'func', read), '__qualname__', type(read).__name__)
     config = dict(size=int(size), encoding=encoding, crop='head' if crop else 'none', rule=CROP_RULE, read=name, table=table_fingerprint(table))
     with full_disk_said(dest):

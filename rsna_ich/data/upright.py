@@ -26,7 +26,8 @@ def stored_turns(
 ) -> list: # Some of `TRANSPOSED`, `UPSIDE_DOWN`, `MIRRORED`; none of an upright slice
     "How an axial slice is turned on its grid"
     if orientation is None or len(orientation) != 6: return []
-    row,column = orientation[:3], orientation[3:]
+    row = orientation[:3]
+    column = orientation[3:]
     transposed = abs(row[1]) > abs(row[0])
     if transposed: row,column = column,row
     turns = {TRANSPOSED: transposed, UPSIDE_DOWN: column[1] < 0, MIRRORED: row[0] < 0}

@@ -27,7 +27,8 @@ class Window(namedtuple('Window', 'center width')):
         center:float, # Middle of the window, HU (a radiologist's level, L)
         width:float # Its whole width, HU, above 0 (W)
     ):
-        center,width = float(center),float(width)
+        center = float(center)
+        width = float(width)
         if not (np.isfinite(center) and np.isfinite(width) and width>0):
             raise ValueError(f'a window needs a finite centre and a width above 0 HU, not {center:g} and {width:g}')
         return super().__new__(cls, center, width)
@@ -91,7 +92,8 @@ def window_channels(
     windows # `Window`s or pairs of centre and width, one a channel
 ): # float32 (..., C, H, W) in [0,1], of the library and on the device of `hu`
     "`hu` through each of `windows`: 0 up to its lower limit, 1 from its upper limit on, a straight line between"
-    hu,windows = _as_hu(hu),[Window(*w) for w in windows]
+    hu = _as_hu(hu)
+    windows = [Window(*w) for w in windows]
     x = hu[..., None, :, :] - _column([w.low for w in windows], hu)
     x /= _column([w.width for w in windows], hu)
     return _unit_(x)
@@ -136,14 +138,17 @@ def metadata(
     if center is None or width is None:
         raise ValueError("`metadata` needs `center` and `width`: the window in each image's header")
     hu = _as_hu(hu)
-    center,width,lead = _column(center, hu),_column(width, hu),tuple(hu.shape[:-2])
+    center = _column(center, hu)
+    width = _column(width, hu)
+    lead = tuple(hu.shape[:-2])
     if len(center)!=len(width) or len(center) not in (1, int(np.prod(lead))):
         raise ValueError(f'{len(center)} centres and {len(width)} widths do not fit images of shape {tuple(hu.shape)}')
     usable = (abs(center)<np.inf)&(width<np.inf)&(width>0)
     if not usable.all():
         if fallback is None:
             raise ValueError(f'{int((~usable).sum())} of {len(center)} images have no usable window in their header')
-        where,fallback = _library(hu).where,Window(*fallback)
+        where = _library(hu).where
+        fallback = Window(*fallback)
         center,width = (where(usable, o, _column(v, hu)) for o,v in zip((center, width), fallback))
     if len(center)>1: center,width = center.reshape(*lead, 1, 1),width.reshape(*lead, 1, 1)
     elif not lead: center,width = center[0],width[0]
@@ -160,7 +165,8 @@ def sigmoid_channels(
     edge:float=SIGMOID_EDGE # Value at the lower limit of each window, and 1 minus that at the upper one
 ): # float32 (..., C, H, W) in [0,1]
     "`hu` through a sigmoid for each of `windows`: steepest in the middle, without hard limits"
-    hu,windows = _as_hu(hu),[Window(*w) for w in windows]
+    hu = _as_hu(hu)
+    windows = [Window(*w) for w in windows]
     x = hu[..., None, :, :] - _column([w.center for w in windows], hu)
     x *= _column([2*np.log(1/edge-1)/w.width for w in windows], hu)
     return _sigmoid_(x)
@@ -188,7 +194,8 @@ def map_to_gradient(
     above:float=0 # Red and blue are off where `grey` is not above this
 ): # float32 (..., 3, H, W) in [0,1]
     "Grey to colours: 0 black, then blue, cyan (1/4), green (1/2), yellow (3/4), red (1)"
-    lib,on = _library(grey),grey>above
+    lib = _library(grey)
+    on = grey>above
     return lib.stack([(4*grey-2).clip(0, 1)*on, lib.minimum(4*grey, 4-4*grey).clip(0, 1), (2-4*grey).clip(0, 1)*on], -3)
 
 def gradient(
@@ -308,14 +315,16 @@ def brain_subdural_frequency(
 ): # float32 (..., 3, H, W) in [0,1]
     "Two windows, and histogram equalisation as the third channel"
     hu = _as_hu(hu)
-    lib,parts = _library(hu),(window_channels(hu, windows), frequency(hu, bins, n_bins))
+    lib = _library(hu)
+    parts = (window_channels(hu, windows), frequency(hu, bins, n_bins))
     return lib.cat(parts, -3) if _is_tensor(hu) else lib.concatenate(parts, -3)
 
 # %% ../../nbs/data/06_windowing.ipynb #dec3d6dd
 WINDOWINGS = {f.__name__.removesuffix('_brain'): f for f in (none, brain, metadata, one_window, gradient, bsb, exclusive, gradient_bsb,
     sigmoid_brain, sigmoid_bsb, sigmoid_gradient_bsb, systematic, bottom_bsb, frequency, subdural, appian, brain_subdural_frequency)}
 
-_THREE,_COLOURS = ('brain', 'subdural', 'bone'),('red', 'green', 'blue')
+_THREE = ('brain', 'subdural', 'bone')
+_COLOURS = ('red', 'green', 'blue')
 CHANNELS = dict(none=('all HU',), brain=('brain',), metadata=('header',), one_window=_COLOURS, gradient=_COLOURS,
     bsb=_THREE, exclusive=_THREE, gradient_bsb=_COLOURS, sigmoid=('brain',), sigmoid_bsb=_THREE,
     sigmoid_gradient_bsb=_COLOURS, bottom_bsb=_THREE, frequency=('share',), subdural=('subdural',),

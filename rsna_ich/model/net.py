@@ -217,7 +217,8 @@ def _load_features(model, state):
     state = {k: v for k,v in state.items() if k in ours}
     if missing := sorted(set(ours) - set(state)):
         raise InputError(model.backbone, f'the weights lack {len(missing)} tensors, the first is {missing[0]}')
-    n,weight = model.channels,state[first]
+    n = model.channels
+    weight = state[first]
     if weight.shape[1] == 3 != n: state[first] = adapt_input_conv(n, weight)
     elif weight.shape[1] != n: state[first] = weight.sum(1, keepdim=True).expand(-1, n, -1, -1)/n # n times the same picture gives the same
     model.body.load_state_dict(state)
@@ -302,9 +303,11 @@ def widen_bundle(
 ) -> Path: # `dest`
     "A bundle's network with more channels, of which it minds only its own until it learns otherwise; raises `InputError`"
     model,config = load_bundle(bundle)
-    ours,theirs = CHANNELS[windowing],CHANNELS[config['windowing']]
+    ours = CHANNELS[windowing]
+    theirs = CHANNELS[config['windowing']]
     if model.channels != 1 or theirs[0] != ours[0]: raise InputError(bundle, f'its channels are {", ".join(theirs)}, not {ours[0]} alone')
-    wide,state = SliceModel(model.backbone, len(ours), pool=model.pool),model.state_dict()
+    wide = SliceModel(model.backbone, len(ours), pool=model.pool)
+    state = model.state_dict()
     name,weight = next((k, v) for k,v in state.items() if v.ndim == 4)
     state[name] = torch.cat([weight, weight.new_zeros(len(weight), len(ours) - 1, *weight.shape[2:])], 1)
     wide.load_state_dict(state)

@@ -79,7 +79,8 @@ def read_frames(
 ) -> tuple: # A list of `Frame`, and a list of `Found` for the rows without any
     "All pictures of a series, upright and with square pixels"
     refused = _refused(rows)
-    frames,failed = [],[Found(int(row), why) for row,why in refused.items()]
+    frames = []
+    failed = [Found(int(row), why) for row,why in refused.items()]
     good = rows[~rows.index.isin(list(refused))]
     for row,hu in zip(good.index, read_series(good)):
         why = getattr(hu, 'reason', str(hu)) if isinstance(hu, Exception) else no_picture(hu)

@@ -60,7 +60,8 @@ def _point_to(graph, table, location):
     "Replace weights in an ONNX graph by pointers into `location`"
     from onnx import NodeProto, TensorProto, helper
     types = dict(float16=TensorProto.FLOAT16, bfloat16=TensorProto.BFLOAT16, float32=TensorProto.FLOAT, float64=TensorProto.DOUBLE, int64=TensorProto.INT64)
-    weights,casts = [],[]
+    weights = []
+    casts = []
     for t in graph.initializer:
         kind,shape,at,n = table.get(t.name, (None,)*4)
         if kind is None: weights.append(t); continue
@@ -119,7 +120,8 @@ def _export_slices(bundle, model, config):
             last,maps = model.features_and_maps(x)
             e = model.pooled(last, maps)
             return self.head(e), e, maps
-    both,make = Both().eval(),torch.Generator().manual_seed(0)
+    both = Both().eval()
+    make = torch.Generator().manual_seed(0)
     x = [torch.rand(n, config['channels'], config['size'], config['size'], generator=make) for n in (2, 3)]
     table,fingerprint = safetensors_layout(bundle/'model.safetensors')
     plan = _trace(both, x[0], ['windows', 'logits', 'embedding', 'map'][:4 if model.pool == 'map' else 3], 'slices')
@@ -133,7 +135,8 @@ def _export_sequence(bundle, model):
     class Alone(torch.nn.Module):
         def __init__(self): super().__init__(); self.model = model
         def forward(self, x): return self.model(x[None])[0]
-    alone,make = Alone().eval(),torch.Generator().manual_seed(0)
+    alone = Alone().eval()
+    make = torch.Generator().manual_seed(0)
     width = N_LOGITS + N_GEOMETRY*model.network['geometry'] + model.network['embedding']
     x = [torch.rand(n, width, generator=make)*2 - 1 for n in (5, 1, 60)]
     plan = _trace(alone, x[0], ['features', 'change'], 'slices')

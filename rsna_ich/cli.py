@@ -408,13 +408,22 @@ def _say_found(found, out):
     typer.echo(found.about)
     typer.echo(f'tables: {out}')
 
+# %% ../nbs/04_cli.ipynb #cdb392b4
+def _predict_archive(predictor, folder, out, jobs):
+    "Predict an archive and say what came of it; the exit status"
+    done = predictor.predict_archive(folder, out, jobs)
+    typer.echo(f'{_n(done.slices, "slice")} of {_n(done.studies, "study", "studies")}, {done.positive:,} called positive; {_n(done.left_out, "file")} left out')
+    typer.echo(predictor.about_slices(read=True))
+    typer.echo(f'tables: {out}')
+    return _lost_in(out)
+
 # %% ../nbs/04_cli.ipynb #a22072fa
 @command('Results', 'predict scans --out predictions')
 def _predict(
     folder:Path, # DICOM files, subfolders included, with or without .dcm endings; or a zip
     out:Path=Path('predictions'), # Folder for slices.csv, studies.csv, submission.csv and report.html
     model:Path|None=None, # A model bundle, or the folder of a training run; the shipped model unless given
-    jobs:int=2, # Processes that read headers
+    jobs:int=2, # Processes that read headers, and that predict where there are many slices
     tta:str='flip', # Views that are averaged: flip, rotate, reverse, with commas between; or none
     average:str='embedding', # Where views are averaged: embedding or probability
     any_rule:str|None=None, # How any agrees with its kinds: keep, max or noisy_or; the model's own choice unless given
@@ -424,6 +433,7 @@ def _predict(
     device:str='cpu', # Or cuda
     pictures:bool=False, # Read PNG and JPEG files instead, as brain-window pictures with a threshold of their own
     report:bool=True, # Write report.html, a page to look at, beside the tables
+    archive:bool=False, # Write the tables alone, as they come: for more studies than memory holds
     overwrite:bool=False # Replace the predictions in the output folder
 ):
     "Give probabilities for every slice and study, and a page to see"
@@ -432,6 +442,7 @@ def _predict(
     if (out/'slices.csv').exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
     views = [] if tta in ('', 'none') else tta.split(',')
     predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
+    if archive and not pictures: return _predict_archive(predictor, folder, out, jobs)
     if pictures:
         from rsna_ich.apps.pictures import predict_pictures
         found = predict_pictures(predictor, folder)

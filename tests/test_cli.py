@@ -222,6 +222,10 @@ def test_predictions_are_not_overwritten_by_a_slip(competition, tmp_path):
     assert again.returncode == 2 and '--overwrite' in again.stderr
     assert ich('predict', folder, '--out', tmp_path/'out', '--overwrite').returncode == 0
     assert (tmp_path/'out'/'slices.csv').read_bytes() == before
+    archive = ich('predict', folder, '--out', tmp_path/'archive', '--archive')
+    assert archive.returncode == 0 and 'Research software' in archive.stdout
+    for name in ('slices.csv', 'studies.csv', 'left_out.csv'):
+        assert (tmp_path/'archive'/name).read_bytes() == (tmp_path/'out'/name).read_bytes(), name
 
 
 def test_predict_stopped_and_continued(competition, tmp_path):
@@ -240,7 +244,7 @@ def test_predict_stopped_and_continued(competition, tmp_path):
     args = [str(competition/'stage_2_test'), '--out', str(tmp_path/'out')]
     done = run_code(code, *args)
     assert done.returncode == 130 and 'goes on from here' in done.stderr, done.stderr
-    journal = tmp_path/'out'/'.unfinished'/'finished.jsonl'
+    journal, = (tmp_path/'out'/'.unfinished').rglob('finished.jsonl')
     assert len(journal.read_text().splitlines()) == 2 and not (tmp_path/'out'/'slices.csv').exists()
     assert ich('predict', *args).returncode == 0
     assert ich('predict', args[0], '--out', tmp_path/'whole').returncode == 0

@@ -74,8 +74,8 @@ def in_portions(
     "Call `f` for portions of 0 to `n`, in several threads"
     step = min(most, n if threads == 1 else -(-n//(PORTIONS*threads)))
     parts = [(i, min(i + step, n)) for i in range(0, n, max(step, 1))]
-    if min(threads, len(parts)) < 2: return [f(*o) for o in parts]
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda o: f(*o), parts))
+    if min(threads, len(parts)) < 2: return [f(*part) for part in parts]
+    with ThreadPoolExecutor(threads) as pool: return list(pool.map(lambda part: f(*part), parts))
 
 # %% ../../nbs/predict/02_member.ipynb #20004eac
 def choose_backend(
@@ -94,6 +94,7 @@ def choose_backend(
     if backend == 'onnx' and not has_onnx(bundle): raise InputError(bundle, 'it has no model.onnx for each of its stages: onnx_export.export_onnx writes them')
     return backend
 
+# %% ../../nbs/predict/02_member.ipynb #015cf705
 class _TorchSlices:
     "As `onnx.SlicePlan`, on torch, for tensors on the model's device"
     def __init__(self, model): self.model,self.draws = model,model.pool == 'map'
@@ -102,12 +103,13 @@ class _TorchSlices:
         import torch
         with torch.inference_mode():
             e = self.model.embed(windows.contiguous(memory_format=torch.channels_last))
-            return [o.float().cpu().numpy() for o in (self.model.head(e), e)]
+            return [tensor.float().cpu().numpy() for tensor in (self.model.head(e), e)]
 
     def maps(self, windows):
         import torch
         with torch.inference_mode(): return self.model.features_and_maps(windows)[1].float().cpu().numpy()
 
+# %% ../../nbs/predict/02_member.ipynb #edba630a
 def _load_torch(bundle, device):
     "Both stages as functions of arrays, and the description"
     import torch
@@ -169,9 +171,9 @@ def _look(self:Member, hu, flip=False, z_mm=None):
     def look(first, end):
         x = self._windows(hu[at[first:end]])
         mirrored = [x.flip(-1) if self.backend == 'torch' else np.ascontiguousarray(x[..., ::-1])] if flip else []
-        return [self._slices(o) for o in (x, *mirrored)]
+        return [self._slices(windows) for windows in (x, *mirrored)]
     found = in_portions(look, len(hu), self.threads, self.bs)
-    return [tuple(np.concatenate(o) for o in zip(*view)) for view in zip(*found)]
+    return [tuple(np.concatenate(portions) for portions in zip(*view)) for view in zip(*found)]
 
 @patch
 def views(self:Member,
@@ -182,7 +184,7 @@ def views(self:Member,
     "What the first stage says to each view of a series"
     check_views(tta)
     shown = [hu] + ([turned(hu, d) for d in (TURN, -TURN)] if 'rotate' in tta else [])
-    return [v for o in shown for v in self._look(o, 'flip' in tta, z_mm)]
+    return [view for turn in shown for view in self._look(turn, 'flip' in tta, z_mm)]
 
 # %% ../../nbs/predict/02_member.ipynb #f94287ae
 @patch
@@ -208,19 +210,19 @@ def answer(self:Member,
 ) -> np.ndarray: # float64, (n, 6)
     "Calibrated probabilities from what the first stage said"
     stage = self.stage(len(views[0][0]))
-    if average == 'embedding': views = [tuple(np.mean(o, 0) for o in zip(*views))]
-    logits = [np.asarray(o, 'float64') for o,_ in views]
+    if average == 'embedding': views = [tuple(np.mean(same, 0) for same in zip(*views))]
+    logits = [np.asarray(one, 'float64') for one,_ in views]
     if stage is not self.config:
         ways = (1, -1) if reverse else (1,)
         logits = [self._corrected(*view, z_mm, thickness_mm, way) for view in views for way in ways]
     if average == 'embedding': logits = [np.mean(logits, 0)]
     calibrated = Calibration(stage['temperature'], tuple(stage['bias']))
-    return np.mean([calibrated(sigmoid(o)) for o in logits], 0)
+    return np.mean([calibrated(sigmoid(one)) for one in logits], 0)
 
 @patch
 def _corrected(self:Member, logits, embeddings, z_mm, thickness_mm, way):
     "Logits after the second stage, which reads the series upwards (1) or downwards (-1)"
-    turn = lambda o: o if o is None or np.ndim(o) == 0 else np.asarray(o)[::way]
+    turn = lambda values: values if values is None or np.ndim(values) == 0 else np.asarray(values)[::way]
     network = self.config['second_stage'].get('network')
     change = self._series(np.ascontiguousarray(model_features(network, *map(turn, (logits, embeddings, z_mm, thickness_mm)))))
     return np.asarray(logits, 'float64') + change[::way]

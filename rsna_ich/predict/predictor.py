@@ -9,17 +9,18 @@ __all__ = ['ANY_RULES', 'DOUBT', 'ANY_RULE', 'STUDY_RULES', 'PICTURES', 'PICTURE
            'Predictor', 'wanted_prior', 'are_pictures', 'load_predictor', 'sheet']
 
 # %% ../../nbs/predict/05_predictor.ipynb #a24a4bb9
-import hashlib, time
+import hashlib, shutil, time
 from collections import namedtuple
-from functools import cached_property, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import DISCLAIMER, InputError, progress
+from ..core import DISCLAIMER, InputError, atomic_path, progress
 from ..data.dicom import HU_FLOOR
+from ..data.files import files_stamp
 from ..data.likeness import unlike_head
 from ..data.crop import crop_resize, head_box, whole_box
 from ..data.upright import pixel_mm
@@ -27,7 +28,8 @@ from ..labels import SUBTYPES
 from ..metrics import shift_prior
 from ..model.bundle import bundle_prior, find_bundle, read_ensemble, read_members
 from ..model.series import MIN_SLICES, study_probability
-from .folder import (SLICE_COLUMNS, Found, Predictions, by_size, find_slices, open_journal, read_frames, side_files,
+from .archive import PORTION_SLICES, left_out_rows, predict_portions, write_archive
+from .folder import (SLICE_COLUMNS, Found, Predictions, by_size, find_slices, read_frames, side_files,
                                      slices_table, state_of_files, studies_table)
 from .look import show_slices # and `Predictions.show_worst` with it
 from .member import Member, check_views, in_portions
@@ -55,14 +57,25 @@ def _learnt_rule(member):
     "What a member has learnt about studies; None where it has no second stage"
     rule = member.config['second_stage'].get('study') if member._series is not None else None
     if rule is None: return None
-    if all(np.shape(rule.get(o)) == (len(SUBTYPES),) for o in ('slope', 'bias')): return rule
+    if all(np.shape(rule.get(name)) == (len(SUBTYPES),) for name in ('slope', 'bias')): return rule
     raise InputError(member.bundle/'config.json', "the second stage's 'study' needs six slopes and six biases")
 
 def _study_rule(members, weights):
     "Slope and bias of `series.study_probability`, the weighted mean over members; None where one of them has none"
-    rules = [_learnt_rule(o) for o in members]
+    rules = [_learnt_rule(member) for member in members]
     if None in rules: return None
-    return {k: np.average([o[k] for o in rules], axis=0, weights=weights) for k in ('slope', 'bias')}
+    return {name: np.average([rule[name] for rule in rules], axis=0, weights=weights) for name in ('slope', 'bias')}
+
+# %% ../../nbs/predict/05_predictor.ipynb #d6fff1f8
+def _plain(prior):
+    "A prior as a number or a tuple of numbers"
+    return prior if prior is None or np.ndim(prior) == 0 else tuple(prior)
+
+def _check_options(tta, average, study, threshold):
+    "Raise a `ValueError` for what cannot be asked of any bundle"
+    check_views(tta, average)
+    if study not in STUDY_RULES: raise ValueError(f'the rule for studies is one of {", ".join(STUDY_RULES)}, not {study!r}')
+    if threshold is not None and not 0 < threshold < 1: raise ValueError(f'a threshold is more than 0 and less than 1, not {threshold}')
 
 # %% ../../nbs/predict/05_predictor.ipynb #13a4d408
 class Predictor:
@@ -81,22 +94,11 @@ class Predictor:
         threshold:float|None=None, # Of any, from which a slice is called positive; the bundle's operating points unless given
         prior=None # Share of slices in HU with any haemorrhage where the model is used, or six shares; the bundle's unless given
     ):
-        check_views(tta, average)
-        if study not in STUDY_RULES: raise ValueError(f'the rule for studies is one of {", ".join(STUDY_RULES)}, not {study!r}')
-        if threshold is not None and not 0 < threshold < 1: raise ValueError(f'a threshold is more than 0 and less than 1, not {threshold}')
+        self.options = dict(device=device, bs=bs, backend=backend, tta=tuple(tta), average=average, any_rule=any_rule, clip=clip,
+                            threads=threads, study=study, threshold=threshold, prior=_plain(prior))
+        _check_options(tta, average, study, threshold)
         self.bundle = find_bundle(bundle)
-        found = read_members(self.bundle)
-        self.members = [Member(o, device, backend, bs, threads) for o,_ in found]
-        self.weights = [weight for _,weight in found]
-        self.config = self.members[0].config if len(found) == 1 else read_ensemble(self.bundle)
-        self.device,self.bs,self.clip,self.threshold = device, bs, clip, threshold
-        self.tta,self.average = tuple(tta), average
-        self.any_rule = any_rule or self.members[0].config.get('any_rule', ANY_RULE)
-        reconcile(np.zeros((0, len(SUBTYPES))), self.any_rule)
-        self.study = _study_rule(self.members, self.weights) if study == 'learnt' else None
-        self.assumed = None if prior is None else _assumed_prior(self.members, self.weights)
-        self.wanted = None if prior is None else wanted_prior(prior, self.assumed)
-        self._of_pictures = partial(Predictor, self.bundle/PICTURES, device, bs, backend, tta, average, any_rule, clip, threads, study, threshold)
+        self._load()
 
     def __repr__(self): return f'Predictor({self.config["name"]}: {", ".join(map(repr, self.members))})'
 
@@ -108,12 +110,41 @@ class Predictor:
     @cached_property
     def of_pictures(self):
         "The `Predictor` of what is no more than a picture, where the bundle has one of its own, and else None"
-        return self._of_pictures() if (self.bundle/PICTURES).is_dir() else None
+        folder = self.bundle/PICTURES
+        return Predictor(folder, **self.options | dict(prior=None)) if folder.is_dir() else None
+
+# %% ../../nbs/predict/05_predictor.ipynb #8ee3c928
+@patch
+def _load(self:Predictor):
+    "Load the members, and take the options as they fit them"
+    given,found = self.options,read_members(self.bundle)
+    self.members = [Member(member, given['device'], given['backend'], given['bs'], given['threads']) for member,_ in found]
+    self.weights = [weight for _,weight in found]
+    self.config = self.members[0].config if len(found) == 1 else read_ensemble(self.bundle)
+    for name in 'device', 'bs', 'clip', 'threshold', 'tta', 'average': setattr(self, name, given[name])
+    self.any_rule = given['any_rule'] or self.members[0].config.get('any_rule', ANY_RULE)
+    reconcile(np.zeros((0, len(SUBTYPES))), self.any_rule)
+    self.study = _study_rule(self.members, self.weights) if given['study'] == 'learnt' else None
+    prior = given['prior']
+    self.assumed = None if prior is None else _assumed_prior(self.members, self.weights)
+    self.wanted = None if prior is None else wanted_prior(prior, self.assumed)
+
+# %% ../../nbs/predict/05_predictor.ipynb #9ece9097
+@lru_cache(1)
+def _loaded_once(kind, bundle, options, state): return kind(bundle, **dict(options))
+
+def _arrived(kind, bundle, options):
+    "A predictor of this process, loaded anew when its files have changed"
+    state = files_stamp([str(file) for file in bundle.rglob('*.*')])
+    return _loaded_once(kind, bundle, tuple(options.items()), state)
+
+@patch
+def __reduce__(self:Predictor): return _arrived, (type(self), self.bundle, self.options | dict(threads=1))
 
 # %% ../../nbs/predict/05_predictor.ipynb #9107b0b3
 def _assumed_prior(members, weights):
     "The shares that the members' probabilities assume; raises `InputError` where one does not say"
-    found = [o.config.get('assumed_prior', o.config.get('prior')) for o in members]
+    found = [member.config.get('assumed_prior', member.config.get('prior')) for member in members]
     if None in found: raise InputError(members[0].bundle, "it does not say which prior its probabilities assume, so they cannot be moved to another")
     return np.average(np.array(found, 'float64').clip(1e-6, 1 - 1e-6), axis=0, weights=weights)
 
@@ -163,8 +194,8 @@ def operating_point(self:Predictor,
     "The probability of `any` from which a slice is called positive"
     if self.threshold is not None: return self.threshold
     if len(self.members) > 1 and 'threshold' in self.config: return self._moved(self.config['threshold'])
-    stages = [o.stage(n) for o in self.members]
-    points = [o.get('threshold_hu', o['threshold']) if read else o['threshold'] for o in stages]
+    stages = [member.stage(n) for member in self.members]
+    points = [stage.get('threshold_hu', stage['threshold']) if read else stage['threshold'] for stage in stages]
     return self._moved(float(np.dot(self.weights, points)))
 
 @patch
@@ -224,7 +255,8 @@ def _box(self:Predictor, hu, rule, pixel_mm):
 @patch
 def _cropped(self:Predictor, hu, box, size):
     "What `store.prepare` gives, in as many threads as the members have"
-    pad,threads = hu.min(), max(o.threads for o in self.members)
+    pad = hu.min()
+    threads = max(member.threads for member in self.members)
     return np.concatenate(in_portions(lambda i, j: crop_resize(hu[i:j], box, size, pad), len(hu), threads))
 
 @patch
@@ -235,7 +267,8 @@ def prepared(self:Predictor,
     "The series as each member sees it"
     boxes,small = {},{}
     for member in self.members:
-        rule,size = (member.config.get('crop', True), member.config.get('crop_rule', 1)), member.config['store_size']
+        rule = member.config.get('crop', True), member.config.get('crop_rule', 1)
+        size = member.config['store_size']
         if rule not in boxes: boxes[rule] = self._box(hu, rule, pixel_mm)
         box = boxes[rule]
         if (box, size) not in small: small[box, size] = self._cropped(hu, box, size)
@@ -254,7 +287,7 @@ def predict_hu(self:Predictor,
     if not len(hu): return np.zeros((0, len(SUBTYPES)))
     if are_pictures(hu) and self.of_pictures: return self.of_pictures.predict_hu(hu, z_mm, thickness_mm, pixel_mm)
     answers = [member.probabilities(small, z_mm, thickness_mm, self.tta, self.average) for member,small,_ in self.prepared(hu, pixel_mm)]
-    p = sum(weight*o for weight,o in zip(self.weights, answers))
+    p = sum(weight*answer for weight,answer in zip(self.weights, answers))
     if self.wanted is not None: p = shift_prior(p, self.assumed, self.wanted)
     return np.clip(reconcile(p, self.any_rule), self.clip, 1 - self.clip)
 
@@ -269,7 +302,7 @@ def predict_stream(self:Predictor,
     n = 0
     for one in series: # `enumerate` would keep the series until it has the next
         one = dict(one) if isinstance(one, dict) else dict(hu=one)
-        p = self.predict_hu(one['hu'], *(one.get(o) for o in ('z_mm', 'thickness_mm', 'pixel_mm')))
+        p = self.predict_hu(one['hu'], *(one.get(name) for name in ('z_mm', 'thickness_mm', 'pixel_mm')))
         found = SeriesPrediction(one.get('key', n), p, self.positive(p, read=not are_pictures(one['hu'])))
         n += 1
         del one
@@ -288,11 +321,11 @@ def study_of(self:Predictor,
     positive:bool # Is one of the slices called positive?
 ) -> np.ndarray: # (6,), by the predictor's rule for studies; `ValueError` where there are no slices
     "Probabilities of a study from those of its slices"
-    series = [np.asarray(o, 'float64') for o in series if len(o)]
-    own = series if self.wanted is None else [shift_prior(o, self.wanted, self.assumed) for o in series]
-    p = study_probability([self._of_series(o)[None] for o in own])
+    series = [np.asarray(one, 'float64') for one in series if len(one)]
+    own = series if self.wanted is None else [shift_prior(one, self.wanted, self.assumed) for one in series]
+    p = study_probability([self._of_series(one)[None] for one in own])
     if self.wanted is not None: p = shift_prior(p, self.assumed, self.wanted)
-    if not positive: p = np.minimum(p, max(o[:, 0].max() for o in series))
+    if not positive: p = np.minimum(p, max(one[:, 0].max() for one in series))
     return np.clip(p, self.clip, 1 - self.clip)
 
 @patch
@@ -301,7 +334,7 @@ def predict_study(self:Predictor,
 ) -> np.ndarray: # (6,), by the predictor's rule for studies
     "Probabilities of a whole study; `ValueError` where it has no slices"
     found = list(self.predict_stream(series))
-    return self.study_of([o.probabilities for o in found], any(o.positive.any() for o in found))
+    return self.study_of([one.probabilities for one in found], any(one.positive.any() for one in found))
 
 # %% ../../nbs/predict/05_predictor.ipynb #605fe236
 @patch
@@ -311,53 +344,76 @@ def predict_rows(self:Predictor,
     "What is found in the files of one series"
     frames,found = read_frames(rows)
     for group in by_size(frames):
-        place = rows.loc[[o.row for o in group]]
-        z,thickness = (place[c].to_numpy('float64', na_value=np.nan) for c in ('z_mm', 'thickness_mm'))
-        p = self.predict_hu(np.stack([o.hu for o in group]), z, thickness, pixel_mm(place))
+        place = rows.loc[[frame.row for frame in group]]
+        z,thickness = (place[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
+        pictures = [frame.hu for frame in group]
+        p = self.predict_hu(np.stack(pictures), z, thickness, pixel_mm(place))
         called = self.positive(p, read=True)
-        odd = unlike_head([o.hu for o in group], pixel_mm(place))
-        found += [Found(o.row, 'ok', six.tolist(), int(yes), o.number, odd) for o,six,yes in zip(group, p, called)]
+        odd = unlike_head(pictures, pixel_mm(place))
+        found += [Found(frame.row, 'ok', six.tolist(), int(yes), frame.number, odd) for frame,six,yes in zip(group, p, called)]
     return found
 
 # %% ../../nbs/predict/05_predictor.ipynb #d84cb27d
+def _rows_in_short(table):
+    "Another text for each content of a slices table"
+    try: numbers = pd.util.hash_pandas_object(table, index=False)
+    except TypeError: numbers = pd.util.hash_pandas_object(table.astype(str), index=False)
+    return hashlib.sha256(numbers.to_numpy().tobytes()).hexdigest()
+
 @patch
 def _run_key(self:Predictor, table, state=''):
     "What a run depends on: slices, the state of their files, model, options"
-    sizes = [(o.bundle/'model.safetensors').stat().st_size for o in self.members]
-    models = [f'{weight} {o.config} {size}' for weight,o,size in zip(self.weights, self.members, sizes)]
-    what = [state, table.to_csv(index=False), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold, self.wanted]
+    sizes = [(member.bundle/'model.safetensors').stat().st_size for member in self.members]
+    models = [f'{weight} {member.config} {size}' for weight,member,size in zip(self.weights, self.members, sizes)]
+    what = [state, _rows_in_short(table), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold, self.wanted]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 @patch
-def _predict_table(self:Predictor, table, keep, state):
-    "What is found in all series of a slices table, finished ones from the journal"
-    journal,done = open_journal(keep, self._run_key(table, state) if keep else '')
-    found = []
+def _predict_table(self:Predictor, table, keep, state, n_jobs=1, most=PORTION_SLICES):
+    "(rows, what is found in them) of each portion of a slices table, with a progress bar"
+    key = self._run_key(table, state) if keep else ''
     with progress(total=len(table), desc='predict', unit='slice') as bar:
-        for k,(_,rows) in enumerate(table.groupby(['study_id', 'series_id'], sort=False, dropna=False)):
-            if k not in done:
-                done[k] = self.predict_rows(rows)
-                journal.add((k, done[k]))
-            found += done[k]
-            bar.update(len(rows))
-    return found
+        yield from predict_portions(self, table, keep, key, n_jobs if self.device == 'cpu' else 1, most, bar.update)
 
 # %% ../../nbs/predict/05_predictor.ipynb #3a59a9d3
 @patch
 def predict(self:Predictor,
     folder, # A folder with DICOM files, subfolders included; a zip; or a list of files
-    n_jobs:int=2, # Processes that read headers
-    keep=None # Folder for the series that are finished, so that the same call goes on from there if it is stopped
+    n_jobs:int=2, # Processes that read headers, and that predict where there are many slices
+    keep=None, # Folder for the series that are finished, so that the same call goes on from there if it is stopped
+    portion:int=PORTION_SLICES # Slices that a process takes at a time, about
 ) -> Predictions:
     "Probabilities for all slices of a folder; raises `InputError` where there are none"
     began = time.perf_counter()
     table = find_slices(folder, n_jobs, keep and Path(keep)/'slices.parquet')
-    slices = slices_table(table, self._predict_table(table, keep, state_of_files(folder)))
-    lost = slices[slices.status.ne('ok')]
-    left_out = pd.DataFrame([*zip(lost.path, lost.status)], columns=['path', 'reason'])
+    portions = self._predict_table(table, keep, state_of_files(folder), n_jobs, portion)
+    slices = slices_table(table, [one for _,found in portions for one in found])
     studies = studies_table(slices, self.study_of)
     seconds = time.perf_counter() - began
-    return Predictions(slices[SLICE_COLUMNS], studies, left_out, self.about_slices(read=True), seconds, tuple(side_files(folder)), slices)
+    return Predictions(slices[SLICE_COLUMNS], studies, left_out_rows(slices), self.about_slices(read=True), seconds, tuple(side_files(folder)), slices)
+
+# %% ../../nbs/predict/05_predictor.ipynb #8293c8a9
+def _tables_of_portions(predictor, portions):
+    "Slices and studies of each portion"
+    for rows,found in portions:
+        slices = slices_table(rows, found)
+        yield slices, studies_table(slices, predictor.study_of)
+
+@patch
+def predict_archive(self:Predictor,
+    folder, # As for `predict`
+    out, # Folder for slices.csv, studies.csv, left_out.csv and about.txt
+    n_jobs:int=2, # Processes
+    portion:int=PORTION_SLICES # Slices that a process takes at a time, about
+): # `ArchiveTables`
+    "Probabilities for all slices of a folder, as tables that are written as they come; the same call goes on where it was stopped"
+    keep = Path(out)/'.unfinished'
+    table = find_slices(folder, n_jobs, keep/'slices.parquet')
+    portions = self._predict_table(table, keep, state_of_files(folder), n_jobs, portion)
+    written = write_archive(out, _tables_of_portions(self, portions))
+    with atomic_path(Path(out)/'about.txt') as temp: temp.write_text(self.about_slices(read=True) + '\n', encoding='utf-8')
+    shutil.rmtree(keep, ignore_errors=True)
+    return written
 
 # %% ../../nbs/predict/05_predictor.ipynb #93ed9b9e
 def sheet(

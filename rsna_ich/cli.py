@@ -43,7 +43,7 @@ def _comments(f):
 # %% ../nbs/04_cli.ipynb #a653d974
 RANGES = { # lowest and highest value of an option, wherever it occurs
     'jobs': (1, None), 'patients': (1, None), 'size': (1, None), 'epochs': (1, None), 'max_slices': (1, None), 'batch': (1, None),
-    'stage': (1, None), 'folds': (1, None), 'png': (1, None), 'batches': (5, None),
+    'stage': (1, None), 'folds': (1, None), 'png': (1, None), 'batches': (5, None), 'steps': (1, None), 'specificity': (.5, .999),
     'fraction': (.001, 1), 'prevalence': (0, 1), 'threshold': (0, 1), 'prior': (0, 1), 'missing': (0, 1)}
 CHOICES = {'encoding': ('int16', 'uint8'), 'bits': (8, 16), 'average': ('embedding', 'probability'),
            'any_rule': ('keep', 'max', 'noisy_or'), 'backend': ('auto', 'onnx', 'torch')}
@@ -76,7 +76,7 @@ def _described(parameter, note):
     return parameter.replace(annotation=Annotated[parameter.annotation, kind(help=f'{note} ({limits})' if limits else note)])
 
 # %% ../nbs/04_cli.ipynb #b857e3dc
-RESUMES = {'phantom', 'store', 'train', 'ship', 'predict', 'download', 'demo'} # commands that go on where they were stopped
+RESUMES = {'phantom', 'store', 'train', 'adapt', 'ship', 'predict', 'download', 'demo'} # commands that go on where they were stopped
 
 # %% ../nbs/04_cli.ipynb #733d8eda
 def _fail(message, status=2):
@@ -385,6 +385,24 @@ def _train(
     typer.echo((bundle/'README.md').read_text(encoding='utf-8'))
     typer.echo(f'bundle: {bundle}')
     return _lost_in(out)
+
+# %% ../nbs/04_cli.ipynb #390cc773
+@command('Training', 'adapt normal_scans --out adapted')
+def _adapt(
+    folder:Path, # DICOM files of scans without haemorrhage, subfolders included, or a zip
+    out:Path=Path('adapted'), # Folder for what is made on the way; the bundle will be in it
+    model:Path|None=None, # A model bundle to begin with; the shipped model unless given
+    steps:int=60, # Batches of training
+    specificity:float=.95, # Wanted on slices without haemorrhage of patients kept back
+    seed:int=0, # Of painting, split and training
+    jobs:int=2 # Processes
+):
+    "Adapt a model to a hospital from its normal scans alone, in minutes"
+    from rsna_ich.apps.adapt import Wish, adapt
+    bundle = adapt(folder, out, model, Wish(steps=steps, specificity=specificity, seed=seed), n_jobs=jobs, say=typer.echo)
+    typer.echo((bundle/'README.md').read_text(encoding='utf-8'))
+    typer.echo(f'bundle: {bundle}')
+    return _lost_in(out/'normal')
 
 # %% ../nbs/04_cli.ipynb #147324ac
 def _predictor(*args, **kwargs):

@@ -253,7 +253,8 @@ def add(self:_Build,
     entry # What `prepare_series` returned
 ):
     "Write a series' slices, then its line in the journal"
-    hu = memoryview(np.ascontiguousarray(entry.pop('hu'))).cast('B')
+    hu = np.ascontiguousarray(entry.pop('hu'))
+    hu = memoryview(hu).cast('B') if hu.size else b'' # a series of which nothing could be read
     _write(self.data, hu, self.bytes)
     _write(self.journal, json.dumps(entry).encode() + b'\n', os.path.getsize(self.folder/'building.jsonl'))
     self.entries.append(entry)

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/simulate/paint.html.md"""
 
 # %% auto #0
 __all__ = ['WALL_HU', 'GAPS_MM', 'LEAST_MM2', 'LEAST_WALL', 'SECTION_MM', 'TILTS', 'OUTSIDE', 'STEP', 'WIDE_MM', 'LAGS',
-           'BRAIN_HU', 'FLUID_HU', 'SOLID', 'USUAL_THICKNESS', 'MOST_OFF', 'TRIES', 'TRACE_MM2', 'ENOUGH_MM2',
+           'BRAIN_HU', 'FLUID_HU', 'SOLID', 'USUAL_THICKNESS', 'MOST_OFF', 'PAINT_TRIES', 'TRACE_MM2', 'ENOUGH_MM2',
            'THICK_MM', 'HARMLESS', 'find_inside', 'Place', 'locate', 'SliceNoise', 'measure_noise', 'draw_noise',
            'Canvas', 'RealHead', 'Painted', 'paint_bleeds', 'paint_slice', 'edit_harmless', 'trace_features',
            'trace_auc']
@@ -367,7 +367,7 @@ def paint_bleeds(
     return Painted(hu, slice_labels(areas[0])[0], *areas[:, 0], mask_bits(masks, (1, *hu.shape))[:, 0])
 
 # %% ../../nbs/simulate/14_paint.ipynb #6149f5c4
-TRIES = 30 # draws, after which a slice stays as it is
+PAINT_TRIES = 30 # draws, after which a slice stays as it is
 TRACE_MM2,ENOUGH_MM2 = 3,25 # more than the first can be seen, less than the second is no certain label
 
 THICK_MM = 9 # layers that are thicker fill the small rooms of a ragged section
@@ -385,10 +385,10 @@ def paint_slice(
     canvas:Canvas, # That is paintable
     seed:int, # The same seed, the same blood
     subtype:str|None=None # This kind alone; kinds as simulated patients have them unless given
-) -> Painted|None: # None where none of `TRIES` draws showed in this slice
+) -> Painted|None: # None where none of `PAINT_TRIES` draws showed in this slice
     "A real slice with some simulated haemorrhage"
     rng = np.random.default_rng([seed, 31])
-    for _ in range(TRIES):
+    for _ in range(PAINT_TRIES):
         bleeds = plan_bleeds(rng, 1, subtype)
         painted = paint_bleeds(canvas, bleeds, rng)
         if _certain(painted) and _fits(canvas, bleeds): return painted
@@ -406,11 +406,11 @@ def edit_harmless(
     canvas:Canvas, # That is paintable
     seed:int, # The same seed, the same edit
     kind:str|None=None # One of `HARMLESS`; drawn unless given
-) -> Painted|None: # Without blood; None where none of `TRIES` draws lay in this slice
+) -> Painted|None: # Without blood; None where none of `PAINT_TRIES` draws lay in this slice
     "A real slice that was edited as if it bled"
     rng = np.random.default_rng([seed, 32])
     kind = kind or str(rng.choice(HARMLESS))
-    for _ in range(TRIES):
+    for _ in range(PAINT_TRIES):
         drawn = _draw(canvas, plan_bleeds(rng, 1), rng)
         cover = _cover(drawn.head)
         if (cover > .5).sum()*canvas.pixel**2 > ENOUGH_MM2: break

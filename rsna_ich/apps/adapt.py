@@ -29,14 +29,14 @@ from ..metrics import Calibration, auc, fit_temperature, logit, sigmoid, weighte
 from ..model.bundle import find_bundle, read_config, read_members
 from .shipped import doubtful_slices
 
-# %% ../../nbs/apps/08_adapt.ipynb #0ed0dbb1
+# %% ../../nbs/apps/08_adapt.ipynb #fdfecf40
 @dataclass(frozen=True)
 class Wish:
     "How a bundle is adapted"
     steps:int=60 # Batches of training
     bs:int=16 # Slices a batch
     lr:float=2e-4 # Highest learning rate of the head; the body gets a third
-    painted:int=480 # Painted slices with blood, about; at most four of one slice
+    painted:int=150 # Painted slices with blood, about; at least one and at most four of one slice
     simulated:int=60 # Simulated patients that are made, where none are given
     kept_back:float=.25 # Share of the patients who choose and calibrate
     specificity:float=.95 # Wanted on slices without blood of the patients kept back

@@ -7,7 +7,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/simulate/anatomy.html.md"""
 # %% auto #0
 __all__ = ['ORIGIN', 'SHAPE', 'CENTRE', 'ATLAS_VERSION', 'PIXEL', 'ROWS', 'COLS', 'VEINS', 'ARTERIES', 'make_atlas', 'cache_dir',
            'load_atlas', 'scan_grid', 'sample', 'smooth_noise', 'vector', 'ellipsoid', 'capsule', 'paint', 'box_of',
-           'rotation_matrix', 'Head', 'add_brain', 'tube', 'add_meninges', 'sutures', 'suture_distance', 'add_skull']
+           'extents_of', 'block_of', 'rotation_matrix', 'Head', 'add_brain', 'tube', 'add_meninges', 'sutures',
+           'suture_distance', 'add_skull']
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #510cca8b
 import os
@@ -203,6 +204,28 @@ def box_of(
         inside = here if inside is None else inside & here
     return inside
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #f93c4fff
+def extents_of(
+    q # Points in mm, (planes, rows, cols, 3)
+) -> list: # Pairs of lowest and highest coordinates in each plane, in each row and in each column, (n, 3)
+    "The box that each plane, row and column of a grid spans"
+    axes = [axis.contiguous() for axis in q.unbind(-1)]
+    def spanned(dims): return tuple(torch.stack([end(axis, dims) for axis in axes], -1) for end in (torch.amin, torch.amax))
+    return [spanned(dims) for dims in ((1, 2), (0, 2), (0, 1))]
+
+def block_of(
+    extents:list, # From `extents_of`
+    low, # mm, lower corner of a box, (3,)
+    high # mm, its upper corner
+): # A slice for each axis of the grid; None where no point lies in the box
+    "A block of a grid outside which no point lies in a box"
+    block = []
+    for least,most in extents:
+        there = torch.nonzero(((most >= vector(low)) & (least <= vector(high))).all(1))[:, 0].tolist()
+        if not there: return None
+        block.append(slice(there[0], there[-1] + 1))
+    return tuple(block)
+
 # %% ../../nbs/simulate/01_anatomy.ipynb #14137b7a
 def rotation_matrix(
     degrees # Angles about x, y, z
@@ -259,6 +282,12 @@ def xyz(self:Head): return self.q.unbind(-1)
 
 @patch(as_prop=True)
 def mirrored(self:Head): return self.q*torch.where(self.q[..., :1] < 0, vector([-1, 1, 1]), vector([1, 1, 1]))
+
+@patch(as_prop=True)
+def extents(self:Head):
+    "Of the points folded onto the right side, as in `extents_of`"
+    if not hasattr(self, '_extents'): self._extents = extents_of(self.mirrored)
+    return self._extents
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #55ffe9c6
 def _shrink(head:Head):
@@ -335,11 +364,15 @@ def tube(
 ):
     "A vessel on one side or both"
     ends = np.array([start, end])
-    near = box_of(head.q, ends.min(0) - radius - 4, ends.max(0) + radius + 4, mirror=True) & (head.q[..., 0]*side >= 0)
-    q = head.q[near]
-    depth = head.depth[near]
+    box = ends.min(0) - radius - 4, ends.max(0) + radius + 4
+    block = block_of(head.extents, *box)
+    if block is None: return
+    near = box_of(head.q[block], *box, mirror=True) & (head.q[block][..., 0]*side >= 0)
+    q = head.q[block][near]
+    depth = head.depth[block][near]
+    hu_there = head.hu[block] # a view
     mask = sigmoid((radius - capsule(torch.stack([q[:, 0].abs(), q[:, 1], q[:, 2]], -1), start, end))/soft)*(depth > 1)*(depth < deepest)
-    head.hu[near] = paint(head.hu[near], mask*.9, hu)
+    hu_there[near] = paint(hu_there[near], mask*.9, hu)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #667d285c
 VEINS = [ # start, end and radius in mm

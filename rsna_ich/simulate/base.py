@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import sigmoid
 
-from .anatomy import Head, box_of, capsule, ellipsoid, paint, smooth_noise
+from .anatomy import Head, block_of, box_of, capsule, ellipsoid, extents_of, paint, smooth_noise
 
 # %% ../../nbs/simulate/04_base.ipynb #81bd30d5
 AIR_HU = -1000. # HU
@@ -36,9 +37,18 @@ class Lower:
     beyond:torch.Tensor # mm outside the brain
     skin:torch.Tensor # mm outside the skin
 
+    def __post_init__(self): self.extents = extents_of(self.q)
     def chance(self, p): return self.head.chance(p)
     def uniform(self, low, high): return self.head.uniform(low, high)
     def noise(self, length): return smooth_noise(self.head.rng, self.head.q[self.planes], length)[0]
+
+@patch
+def near(self:Lower, low, high, clear, skin):
+    "The block of the planes round a box, and which of its points lie in it, clear of brain and skin; None where none does"
+    block = block_of(self.extents, low, high)
+    if block is None: return None,None
+    inside = box_of(self.q[block], low, high) & (self.beyond[block] > clear) & (self.skin[block] < skin)
+    return block, inside if inside.any() else None
 
 # %% ../../nbs/simulate/04_base.ipynb #9f647df4
 def lower_planes(
@@ -62,10 +72,11 @@ def bar(
 ):
     "A capsule of bone, soft tissue or air between `start` and `end`"
     ends = np.array([start, end])
-    near = box_of(low.q, ends.min(0) - radius - 2, ends.max(0) + radius + 2) & (low.beyond > clear) & (low.skin < 1)
-    if not near.any(): return
-    mask = sigmoid((radius - capsule(low.q[near], start, end))/soft)
-    low.hu[near] = paint(low.hu[near], mask, hu[near] if torch.is_tensor(hu) else hu)
+    block,near = low.near(ends.min(0) - radius - 2, ends.max(0) + radius + 2, clear, 1)
+    if near is None: return
+    mask = sigmoid((radius - capsule(low.q[block][near], start, end))/soft)
+    there = low.hu[block] # a view
+    there[near] = paint(there[near], mask, hu[block][near] if torch.is_tensor(hu) else hu)
 
 # %% ../../nbs/simulate/04_base.ipynb #d5a23059
 def hollow(
@@ -79,12 +90,13 @@ def hollow(
 ):
     "A cavity with its wall"
     reach = np.asarray(radii)*rim
-    near = box_of(low.q, np.asarray(centre) - reach, np.asarray(centre) + reach) & (low.beyond > clear) & (low.skin < -1)
-    if not near.any(): return
-    shape = ellipsoid(low.q[near], centre, radii)
-    filled = inside[near] if torch.is_tensor(inside) else torch.full_like(shape, inside)
+    block,near = low.near(np.asarray(centre) - reach, np.asarray(centre) + reach, clear, -1)
+    if near is None: return
+    there = low.hu[block] # a view
+    shape = ellipsoid(low.q[block][near], centre, radii)
+    filled = inside[block][near] if torch.is_tensor(inside) else torch.full_like(shape, inside)
     painted = torch.where(shape < 1, filled, torch.full_like(shape, wall))
-    low.hu[near] = torch.where(shape < rim, painted, low.hu[near])
+    there[near] = torch.where(shape < rim, painted, there[near])
 
 # %% ../../nbs/simulate/04_base.ipynb #80524c90
 def add_flesh(

@@ -397,7 +397,7 @@ def _adapt(
     seed:int=0, # Of painting, split and training
     jobs:int=2 # Processes
 ):
-    "Adapt a model to a hospital from its normal scans alone, in minutes"
+    "Adapt a model to a hospital by its normal scans"
     from rsna_ich.apps.adapt import Wish, adapt
     bundle = adapt(folder, out, model, Wish(steps=steps, specificity=specificity, seed=seed), n_jobs=jobs, say=typer.echo)
     typer.echo((bundle/'README.md').read_text(encoding='utf-8'))

@@ -190,7 +190,9 @@ def _write_csv(frame, path):
     "Write `ID,Label` without quotes, whole or not at all"
     with atomic_path(path) as p:
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        with open(p, 'wb') as f: pacsv.write_csv(table, f, pacsv.WriteOptions(quoting_style='none', quoting_header='none'))
+        with open(p, 'wb') as f:
+            f.write((','.join(table.column_names) + '\n').encode()) # pyarrow before 22 puts quotes into a header of its own
+            pacsv.write_csv(table, f, pacsv.WriteOptions(include_header=False, quoting_style='none'))
     return Path(path)
 
 # %% ../nbs/01_labels.ipynb #86b2f05f

@@ -6,18 +6,22 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/windowing.html.md"""
 
 # %% auto #0
 __all__ = ['BRAIN', 'SUBDURAL', 'BONE', 'SOFT', 'GREY_WHITE', 'FASTAI_SUBDURAL', 'BSB', 'APPIAN', 'SYSTEMATIC', 'CT_RANGE',
-           'SIGMOID_EDGE', 'WINDOWINGS', 'CHANNELS', 'Window', 'window_channels', 'apply_window', 'none', 'brain',
-           'subdural', 'metadata', 'sigmoid_channels', 'sigmoid_brain', 'one_window', 'map_to_gradient', 'gradient',
-           'bsb', 'exclusive', 'bottom_bsb', 'appian', 'gradient_bsb', 'sigmoid_bsb', 'sigmoid_gradient_bsb',
-           'systematic', 'frequency_bins', 'frequency', 'brain_subdural_frequency', 'get_windowing', 'n_channels']
+           'SIGMOID_EDGE', 'WINDOWINGS', 'CHANNELS', 'PACKAGES', 'Window', 'window_channels', 'apply_window', 'none',
+           'brain', 'subdural', 'metadata', 'sigmoid_channels', 'sigmoid_brain', 'one_window', 'map_to_gradient',
+           'gradient', 'bsb', 'exclusive', 'bottom_bsb', 'appian', 'gradient_bsb', 'sigmoid_bsb',
+           'sigmoid_gradient_bsb', 'systematic', 'frequency_bins', 'frequency', 'brain_subdural_frequency',
+           'has_windowing', 'get_windowing', 'n_channels', 'register_windowing', 'load_own']
 
 # %% ../../nbs/data/06_windowing.ipynb #dc0fe1f9
 import sys
 from collections import namedtuple
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 
-from ..core import did_you_mean
+from ..core import InputError, did_you_mean
 
 # %% ../../nbs/data/06_windowing.ipynb #7d57ac8d
 class Window(namedtuple('Window', 'center width')):
@@ -331,13 +335,29 @@ CHANNELS = dict(none=('all HU',), brain=('brain',), metadata=('header',), one_wi
     appian=('brain', 'subdural', 'soft tissue'), brain_subdural_frequency=('brain', 'subdural', 'share'),
     systematic=('brain', 'subdural', 'soft tissue', 'bone', 'grey-white', 'grey-white, wide'))
 
+# %% ../../nbs/data/06_windowing.ipynb #207be75b
+PACKAGES = 'rsna_ich.windowings' # the group of entry points under which other packages offer windowings, each by its name
+
+def _ask_packages(name):
+    "Import what an installed package offers under the name of a windowing, which registers it"
+    for point in entry_points(group=PACKAGES, name=name):
+        point.load()
+        if name not in WINDOWINGS: raise InputError(point.value, f'is offered as the windowing {name!r} and does not register it')
+
 # %% ../../nbs/data/06_windowing.ipynb #0053d09e
+def has_windowing(
+    name:str # What it is called
+) -> bool:
+    "Is there such a windowing, here or in an installed package?"
+    if name not in WINDOWINGS: _ask_packages(name)
+    return name in WINDOWINGS
+
 def get_windowing(
     name # A name in `WINDOWINGS`; a function is given back as it is
 ): # The function
     "The windowing of that name, or a `ValueError` that lists the names"
     if callable(name): return name
-    if name not in WINDOWINGS: raise ValueError(f'no windowing is called {name!r}' + (did_you_mean(name, WINDOWINGS) or f'; there are {", ".join(WINDOWINGS)}'))
+    if not has_windowing(name): raise ValueError(f'no windowing is called {name!r}' + (did_you_mean(name, WINDOWINGS) or f'; there are {", ".join(WINDOWINGS)}'))
     return WINDOWINGS[name]
 
 def n_channels(
@@ -346,3 +366,42 @@ def n_channels(
     "How many channels a windowing makes"
     get_windowing(name)
     return len(CHANNELS[name])
+
+# %% ../../nbs/data/06_windowing.ipynb #00c40cca
+_OURS = frozenset(WINDOWINGS)
+
+def _check_own(f, name, channels):
+    "Refuse a windowing whose name is taken, or that makes other channels than it says"
+    if name in _OURS: raise InputError(name, 'is the name of a windowing of this package: take another')
+    shape = np.shape(f(np.zeros((2, 2), 'int16')))
+    if shape != (len(channels), 2, 2): raise InputError(name, f'makes {shape} of a slice of (2, 2) pixels, not {(len(channels), 2, 2)} for {channels}')
+
+# %% ../../nbs/data/06_windowing.ipynb #6893dd53
+def register_windowing(
+    *channels, # Names of the channels that it makes, in order
+    name:str|None=None # What it is called; as the function unless given
+): # A decorator, which gives the function back
+    "Make a function known as a windowing: HU (..., H, W), array or tensor, to floats (..., C, H, W) between 0 and 1"
+    def register(f):
+        called = name or f.__name__
+        _check_own(f, called, channels)
+        WINDOWINGS[called] = f
+        CHANNELS[called] = tuple(channels)
+        return f
+    return register
+
+# %% ../../nbs/data/06_windowing.ipynb #1fbe7671
+def load_own(
+    file # A Python file of yours, which is run
+) -> list: # Names of the windowings that are new
+    "Run a file that registers windowings (or recipes, or timm's backbones); raises `InputError` where it cannot"
+    file = Path(file)
+    if not file.is_file(): raise InputError(file, 'no such file')
+    before = set(WINDOWINGS)
+    spec = spec_from_file_location(f'own_{file.stem}', file)
+    if not spec: raise InputError(file, 'no Python file by its name: it ends in .py')
+    sys.modules[spec.name] = module = module_from_spec(spec) # so that what it defines can be sent to other processes
+    try: spec.loader.exec_module(module)
+    except InputError: raise
+    except Exception as e: raise InputError(file, f'cannot be run ({type(e).__name__}): {e}') from e
+    return [name for name in WINDOWINGS if name not in before]

@@ -17,7 +17,7 @@ from fastai.vision.all import RandTransform, TensorImage
 
 from ..labels import SUBTYPES
 from ..data.resize import resize_hu
-from ..data.windowing import BRAIN, WINDOWINGS
+from ..data.windowing import BRAIN, WINDOWINGS, has_windowing
 
 # %% ../../nbs/learn/01_batch.ipynb #2ccf9a47
 def plain_tensor(
@@ -81,7 +81,7 @@ class Windowed(Transform):
     def __init__(self,
         name:str='brain' # A name of WINDOWINGS
     ):
-        if name not in WINDOWINGS: raise InputError(name, f'no such windowing; there are {", ".join(WINDOWINGS)}')
+        if not has_windowing(name): raise InputError(name, f'no such windowing; there are {", ".join(WINDOWINGS)}')
         self.windowing = name
     def encodes(self, x:TensorHU):
         channels = WINDOWINGS[self.windowing](plain_tensor(x))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fastcore.basics import patch
 
 from ..core import InputError
-from ..data.windowing import WINDOWINGS
+from ..data.windowing import WINDOWINGS, has_windowing
 from ..model.bundle import POOLS
 
 # %% ../../nbs/learn/09_recipes.ipynb #bbcd48bf
@@ -162,6 +162,7 @@ def _check(self:Recipe):
 @patch
 def _check_names(self:Recipe):
     "Refuse names that do not exist"
+    has_windowing(self.windowing) # in an installed package, too
     choices = dict(schedule=SCHEDULES, windowing=WINDOWINGS, pool=POOLS, split=('patients', 'images'))
     for name,known in choices.items():
         if getattr(self, name) not in known: self._refuse(name, f'there are {", ".join(known)}')

@@ -25,7 +25,7 @@ from ..data.neighbours import neighbour_rows
 from .onnx import has_onnx, load_onnx
 from ..data.resize import resize_hu
 from ..model.series import MIN_SLICES, model_features
-from ..data.windowing import get_windowing
+from ..data.windowing import WINDOWINGS, get_windowing, has_windowing
 
 # %% ../../nbs/predict/02_member.ipynb #950ead2c
 def model_input(
@@ -123,6 +123,13 @@ def _load_torch(bundle, device):
         with torch.inference_mode(): return second(torch.from_numpy(features)[None])[0].numpy()
     return _TorchSlices(model), series if second is not None else None, config
 
+# %% ../../nbs/predict/02_member.ipynb #f9581838
+def _check_windowing(bundle, name):
+    "Say what to do where a bundle's windowing is not at hand"
+    if has_windowing(name): return
+    raise InputError(bundle, f'its windowing {name!r} is none of this package: name the file that registers it (ich predict --with FILE, '
+                             f'or windowing.load_own(FILE)), or install the package that brings it. There are {", ".join(WINDOWINGS)}')
+
 # %% ../../nbs/predict/02_member.ipynb #c3045904
 class Member:
     "One bundle: prepared series to probabilities"
@@ -134,12 +141,11 @@ class Member:
         threads:int|None=None # That share a series on ONNX Runtime; as many as there are cores unless given
     ):
         self.bundle,self.device,self.bs = Path(bundle),device,bs
-        read_config(bundle)
+        _check_windowing(bundle, read_config(bundle)['windowing'])
         self.backend = choose_backend(bundle, device, backend)
         self.threads = 1 if self.backend == 'torch' else threads or cores()
         loaded = load_onnx(bundle, 1) if self.backend == 'onnx' else _load_torch(bundle, device)
         self._slices,self._series,self.config = loaded
-        get_windowing(self.config['windowing'])
 
     def __repr__(self): return f'Member({self.config["name"]}, {self.config["backbone"]}, {self.config["size"]} px, {self.backend})'
 

@@ -14,9 +14,9 @@ version = re.search(r'^__version__ = "([^"]+)"', (here/'rsna_ich/__init__.py').r
 statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable']
 pythons = ['3.11', '3.12', '3.13']
 repository = 'https://github.com/rsna-ich/rsna_ich'
-# The bundles are folders of data; named as packages, they are put into the wheel without a warning
+# The bundles and the pages' files are folders of data; named as packages, they are put into the wheel without a warning
 packages = find_namespace_packages(include=['rsna_ich', 'rsna_ich.*'], exclude=['*.__pycache__', '*.__pycache__.*'])
-bundles = {name: ['*'] for name in packages if name.startswith('rsna_ich.bundles.')}
+bundles = {name: ['*'] for name in packages if name.startswith(('rsna_ich.bundles.', 'rsna_ich.apps.static'))}
 
 
 def for_the_index(text):

@@ -526,6 +526,22 @@ def _submit(
     write_submission(read[SUBTYPES], out, sample=sample, missing=missing)
     typer.echo(f'submission: {out}')
 
+# %% ../nbs/04_cli.ipynb #990cc414
+@command('Results', 'app --port 8000')
+def _app(
+    port:int=8000, # Port to listen on
+    host:str='127.0.0.1', # Address to listen on; only this machine can reach it unless told otherwise
+    name:str='', # Further names by which browsers may call the server, with commas between
+    model:Path|None=None, # A model bundle; the shipped model unless given
+    workers:int=1, # Uploads that are read at a time
+    https:bool=False # Is it behind a proxy that speaks HTTPS?
+):
+    "Start the web application, for studies in a browser"
+    from rsna_ich.apps.web import serve_app
+    typer.echo(f'http://{host}:{port} (Ctrl-C ends it and removes all uploads)')
+    typer.echo(DISCLAIMER)
+    serve_app(port, host, tuple(filter(None, name.split(','))), model=model, workers=workers, https=https)
+
 # %% ../nbs/04_cli.ipynb #cd602715
 def _shares(weights):
     "Numbers from a text such as 2,1,1; None from an empty one"

@@ -40,7 +40,7 @@ def _slice_entry(row):
     return dict(file=Path(str(row.path)).name, positive=int(row.positive), quirks=str(row.quirks or ''),
                 z_mm=None if row.z_mm is None or row.z_mm != row.z_mm else round(float(row.z_mm), 2), p=[round(float(row[o]), 4) for o in SUBTYPES])
 
-# %% ../../nbs/apps/05_reader.ipynb #d38efb68
+# %% ../../nbs/apps/05_reader.ipynb #4b62accf
 def _write_map(study, spacing, path):
     "The model's map of any, in percent, of the slices that were called positive; False where there is none"
     at = np.flatnonzero(study.rows.positive.eq(1).to_numpy())
@@ -49,6 +49,7 @@ def _write_map(study, spacing, path):
     percent = np.zeros(study.hu.shape, 'int16')
     percent[at] = np.rint(100*draw_maps(study.predictor, study.hu, at, z, pixel_mm(study.rows), finer=1)[:, 0])
     write_volume(percent, path, spacing)
+    with atomic_path(path.with_name('map.npy')) as temp: np.save(temp, percent.astype('uint8'))
     return True
 
 def _write_pixels(study, spacing, folder):

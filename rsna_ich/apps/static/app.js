@@ -82,6 +82,7 @@ class Viewer {
     if (!probe || !window.niivue) throw new Error('no WebGL2');
     const nv = new niivue.Niivue({dragAndDropEnabled: false, backColor: [0, 0, 0, 1], isColorbar: false, loadingText: '',
       isRadiologicalConvention: true, show3Dcrosshair: false, crosshairWidth: 0, logLevel: 'error', dragMode: niivue.DRAG_MODE.contrast});
+    canvas.hidden = false; // NiiVue takes its size
     await nv.attachToCanvas(canvas);
     const [low, high] = this.limits();
     const volumes = [{url: `${this.base}/volume.nii.gz`, colormap: 'gray', cal_min: low, cal_max: high}];
@@ -89,7 +90,8 @@ class Viewer {
     await nv.loadVolumes(volumes);
     nv.setInterpolation(false);
     nv.setSliceType(nv.sliceTypeAxial);
-    canvas.hidden = false; this.image.hidden = true; this.heat.hidden = true;
+    nv.resizeListener();
+    this.image.hidden = true; this.heat.hidden = true;
     this.nv = nv; this.root.dataset.viewer = 'webgl';
     // NiiVue's own wheel and keys would scroll beside ours
     this.draw();

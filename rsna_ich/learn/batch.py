@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from ..core import InputError # before fastai, whose warning it silences
 from fastai.data.all import TensorBase, Transform
-from fastai.vision.all import RandTransform, TensorImage
+from fastai.vision.all import RandTransform, TensorImage, get_grid, plot_top_losses, show_results
 
 from ..labels import SUBTYPES
 from ..data.resize import resize_hu
@@ -57,12 +57,16 @@ def same_channels(
     return out
 
 # %% ../../nbs/learn/01_batch.ipynb #ff11fa8e
+def _in_words(subtypes, between=', '):
+    "What six labels, probabilities or decisions name: kinds, `any` where no kind is named, or `none`"
+    named = [name for name,p in zip(SUBTYPES, subtypes.tolist()) if p > .5]
+    return between.join([name for name in named if name != 'any'] or named) or 'none'
+
 class TensorSubtypes(TensorBase):
     "Labels or probabilities of the six SUBTYPES"
     def show(self, ctx=None, **kwargs):
         "Write the subtypes' names over `ctx`"
-        names = [s for s,v in zip(SUBTYPES[1:], self.tolist()[1:]) if v > .5]
-        if ctx is not None: ctx.set_title('\n'.join(names) or 'none', fontsize=8)
+        if ctx is not None: ctx.set_title(_in_words(self, '\n'), fontsize=8)
         return ctx
 
 # %% ../../nbs/learn/01_batch.ipynb #4b1272f8
@@ -123,3 +127,30 @@ class SomeSlices(RandTransform):
         raise NotImplementedError
 
     def encodes(self, x:TensorHU): return same_channels(to_some(plain_tensor(x).clone(), self.share, self.change), x)
+
+# %% ../../nbs/learn/01_batch.ipynb #afab49cf
+_AGREES = '#0072b2'
+_DIFFERS = '#d55e00'
+
+def _compare(ctx, hu, truth, answer, more='', **kwargs):
+    "A slice with its truth and the answer above it"
+    hu.show(ctx=ctx, **kwargs)
+    agree = ((plain_tensor(truth) > .5) == (plain_tensor(answer) > .5)).all()
+    ctx.set_title(f'{_in_words(truth)}\n{_in_words(answer)}{more}', fontsize=8, color=_AGREES if agree else _DIFFERS)
+    return ctx
+
+# %% ../../nbs/learn/01_batch.ipynb #79f3bcf5
+@show_results.dispatch
+def _show_answers(x:TensorHU, y:TensorSubtypes, samples, outs, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
+    "Slices with truth and answer"
+    shown = min(len(samples), max_n)
+    if ctxs is None: ctxs = get_grid(shown, nrows=nrows, ncols=ncols, figsize=figsize, title='Truth, and below it the answer')
+    return [_compare(ctx, hu, truth, answer, **kwargs) for ctx,(hu,truth),(answer,) in zip(ctxs, samples, outs)]
+
+# %% ../../nbs/learn/01_batch.ipynb #fe45fa83
+@plot_top_losses.dispatch
+def _plot_losses(x:TensorHU, y:TensorSubtypes, samples, outs, raws, losses, nrows=None, ncols=None, figsize=None, **kwargs):
+    "Slices with truth, answer, probability of any and loss"
+    ctxs = get_grid(len(samples), nrows=nrows, ncols=ncols, figsize=figsize, title='Truth, and below it the answer, probability of any and loss')
+    for ctx,(hu,truth),(answer,),raw,loss in zip(ctxs, samples, outs, raws, losses):
+        _compare(ctx, hu, truth, answer, f'\n{raw[0].item():.2f}, loss {loss.item():.2f}', **kwargs)

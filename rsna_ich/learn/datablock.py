@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from ..core import InputError # before fastai, whose warning it silences
-from fastai.data.all import Transform, TransformBlock
+from fastai.data.all import CategoryMap, Transform, TransformBlock
 
 from ..data.folds import holdout
 from ..data.neighbours import neighbour_rows
@@ -30,6 +30,7 @@ from ..data.crop import crop_resize, head_box, whole_box
 from ..labels import SUBTYPES, read_labels
 from .augment import get_augments
 from .batch import SizeTo, TensorHU, TensorSubtypes, Windowed
+from .losses import WeightedBCE
 
 # %% ../../nbs/learn/05_datablock.ipynb #feef22b7
 class SliceFile(NamedTuple):
@@ -130,10 +131,15 @@ class HUReader(Transform):
     "Rows of `SliceGetter`'s table, or paths of single files, to `TensorHU`"
     def __init__(self,
         size:int=256, # Pixels a side
-        crop:bool=True # Crop to the head? Otherwise the whole picture
+        crop:bool=True, # Crop to the head? Otherwise the whole picture
+        channels:int=1 # Slices that a path stands for: itself, and again for each neighbour; learnt from the rows of a DataBlock
     ):
         self.size = size
         self.crop = crop
+        self.channels = channels
+
+    def setups(self, items):
+        if isinstance(getattr(items, 'items', None), SliceTable): self.channels = len(items.items.files.iloc[0])
 
     def read(self,
         file, # A `SliceFile` as text
@@ -145,27 +151,37 @@ class HUReader(Transform):
         return crop_resize(hu, box, self.size)
 
     def encodes(self, item:(pd.Series, Path, str)):
-        row = item if isinstance(item, pd.Series) else _as_row(str(item))
-        pictures = {file: self.read(file, row.series_files) for file in dict.fromkeys(row.files)} # neighbours at an end are the same slice
-        return TensorHU(np.stack([pictures[file] for file in row.files]))
+        known = isinstance(item, pd.Series)
+        row = item if known else _as_row(str(item))
+        files = row.files if known else row.files*self.channels
+        pictures = {file: self.read(file, row.series_files) for file in dict.fromkeys(files)} # neighbours at an end are the same slice
+        return TensorHU(np.stack([pictures[file] for file in files]))
 
 # %% ../../nbs/learn/05_datablock.ipynb #fa39af97
 class SubtypesReader(Transform):
-    "The six labels of a row, or of a path whose name is an image_id of `labels`"
+    "The six labels of a row, or of a path whose name is an image_id of `labels`; tells a learner what its outputs are"
+    c = len(SUBTYPES)
+    vocab = CategoryMap(SUBTYPES, sort=False)
     def __init__(self,
         labels=None # Six columns by image_id; needed for paths only
     ):
         self.labels = labels
+        self.loss_func = WeightedBCE()
 
     def encodes(self, item:(pd.Series, Path, str)):
-        row = item if isinstance(item, pd.Series) else self.labels.loc[Path(item).stem]
+        row = item if isinstance(item, pd.Series) else self._of_path(item)
         return TensorSubtypes(torch.from_numpy(row[SUBTYPES].to_numpy(dtype='float32')))
+
+    def _of_path(self, path):
+        "The row of labels that has the name of a file"
+        if self.labels is None or Path(path).stem not in self.labels.index: raise InputError(path, 'no labels are known for it')
+        return self.labels.loc[Path(path).stem]
 
 # %% ../../nbs/learn/05_datablock.ipynb #39b72309
 def HUBlock(
     size:int=256, # Pixels a side
     crop:bool=True, # Crop to the head? Otherwise the whole picture
-    windowing:str='brain', # A name of WINDOWINGS
+    windowing:str='bsb', # A name of WINDOWINGS; the three of a pretrained network unless given
     augment=() # Names of AUGMENTS or transforms, for training slices
 ) -> TransformBlock: # Its input: rows of `SliceGetter`, or paths
     "A DataBlock's block for CT slices: from files to HU, sized, augmented and windowed on the device"

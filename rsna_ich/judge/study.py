@@ -39,9 +39,9 @@ class Study:
         longest = read.series_id.value_counts().index[0]
         rows = found.rows(read[read.series_id.eq(longest)].sort_values('slice_index', kind='stable').index)
         pictures = pd.Series(found.pictures(rows.index), rows.index)
-        shapes = pictures.map(lambda o: getattr(o, 'shape', None))
+        shapes = pictures.map(lambda picture: getattr(picture, 'shape', None))
         usual = shapes.dropna().mode()[0] # a series may hold a picture of another size
-        self.rows = rows[[o == usual for o in shapes]]
+        self.rows = rows[[shape == usual for shape in shapes]]
         self.hu = np.stack(list(pictures[self.rows.index]))
         self._maps = None
 
@@ -49,6 +49,7 @@ class Study:
 
     def __repr__(self): return f'Study({self.study_id}: {len(self)} slices of {self.hu.shape[1]} x {self.hu.shape[2]}, {int(self.rows.positive.sum())} called positive)'
 
+# %% ../../nbs/judge/10_study.ipynb #788b4e6e
 def load_study(
     folder, # With DICOM files; a zip; or a list of files
     study_id:str|None=None, # Which study, where there are several; the most urgent unless given
@@ -107,23 +108,43 @@ def show(self:Study,
     plt.close(fig)
     return fig
 
+# %% ../../nbs/judge/10_study.ipynb #b08bd130
+@patch(as_prop=True)
+def pointed_out(self:Study):
+    "The maps where slices are called positive, each as a share of its highest value, (n, h, w); elsewhere 0"
+    called = self.rows.positive.eq(1).fillna(False).to_numpy(bool)[:, None, None]
+    return np.where(called, self.maps/np.maximum(self.maps.max((1, 2), keepdims=True), 1e-9), 0).astype('float32')
+
 @patch
 def scroll(self:Study,
-    window:Window=BRAIN # The window to begin with
+    window:Window=BRAIN, # The window to begin with
+    overlays=None, # Dict of name to (n, h, w), 0 to 1, beside the model's map; masks for example
+    opacity:float=.35 # Of map and overlays
 ) -> SliceScroller:
-    "The series with sliders for slice and window"
+    "The series with sliders for slice and window, and the model's map over it where its network draws one"
     captions = [f'any {row["any"]:.2f}{", called positive" if row.positive == 1 else ""}, {Path(str(row.path)).name}' for _,row in self.rows.iterrows()]
-    return SliceScroller(self.hu, window, captions)
+    own = {"the model's map": self.pointed_out} if draws_maps(self.predictor) else {}
+    return SliceScroller(self.hu, window, captions, overlays=own | (overlays or {}), opacity=opacity)
+
+# %% ../../nbs/judge/10_study.ipynb #8dc61bd9
+@patch
+def spacing(self:Study):
+    "mm between slices, rows and columns; 5 and .5 where the files do not say"
+    z = self.rows.z_mm.to_numpy('float64', na_value=np.nan)
+    step = np.nanmedian(abs(np.diff(z))) if np.isfinite(z).sum() > 1 else np.nan
+    side = pixel_mm(self.rows) or .5
+    return float(step) if np.isfinite(step) else 5., side, side
 
 @patch
 def volume(self:Study,
-    window:Window=BRAIN # The window to begin with
+    window:Window=BRAIN, # The window to begin with
+    mask=None, # (n, h, w), 0 to 1; the model's map unless given
+    opacity:float=.5 # Of the mask
 ): # A NiiVue widget
-    "The series as a volume"
-    step = np.nanmedian(abs(np.diff(self.rows.z_mm.to_numpy('float64', na_value=np.nan)))) if len(self) > 1 else 5.
-    side = pixel_mm(self.rows) or .5
-    return volume_view(self.hu, (float(step) if np.isfinite(step) else 5., side, side), window)
+    "The series as a volume with a mask, or the model's map, in it"
+    return volume_view(self.hu, self.spacing(), window, mask=self.pointed_out if mask is None else mask, opacity=opacity)
 
+# %% ../../nbs/judge/10_study.ipynb #5246f410
 @patch
 def _repr_html_(self:Study):
     import base64, io
@@ -143,9 +164,16 @@ def slice_tags(
     "The main header tags of a file"
     import pydicom
     with open_slice(path) as f: ds = pydicom.dcmread(f, force=True, stop_before_pixels=True)
-    return {o: str(ds.get(o)) for o in TAGS if ds.get(o) not in (None, '')}
+    return {tag: str(ds.get(tag)) for tag in TAGS if ds.get(tag) not in (None, '')}
 
+# %% ../../nbs/judge/10_study.ipynb #ff8ad2d6
 def _range(values): return f'{np.min(values):,.0f} to {np.max(values):,.0f}'
+
+def _ways(hu):
+    "A slice through all HU, through the brain window, and as a network's channels, by title"
+    brain = f'brain window, {BRAIN.center:g}/{BRAIN.width:g}'
+    channels = np.moveaxis(get_windowing('bsb')(hu), 0, -1)
+    return {f'HU, {_range(hu)}': apply_window(hu, Window(0, 2000)), brain: apply_window(hu, BRAIN), 'brain, subdural, bone as colours': channels}
 
 def show_slice(
     path, # A DICOM file
@@ -155,11 +183,9 @@ def show_slice(
     from matplotlib.figure import Figure
     hu = read_hu(path)
     hu = hu if hu.ndim == 2 else hu[0]
-    channels = np.moveaxis(get_windowing('bsb')(hu), 0, -1)
-    shown = {f'HU, {_range(hu)}': apply_window(hu, Window(0, 2000)), f'brain window, {BRAIN.center:g}/{BRAIN.width:g}': apply_window(hu, BRAIN), 'brain, subdural, soft as colours': channels}
     fig = Figure((13, 3.6), dpi=80, layout='constrained')
     *pictures,text = fig.subplots(1, 4, width_ratios=[1, 1, 1, 1.2])
-    for ax,(title,picture) in zip(pictures, shown.items()):
+    for ax,(title,picture) in zip(pictures, _ways(hu).items()):
         ax.imshow(picture, cmap='gray', vmin=0, vmax=1)
         ax.set_title(title, fontsize=9)
     for ax in (*pictures, text): ax.axis('off')

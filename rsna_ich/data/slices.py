@@ -594,8 +594,10 @@ def read_slices(
     "Headers of `source` to the slices table, a reason in `status` if a file is unusable; `InputError` if there is none"
     files = list_slices(source)
     key = files_key(files, chunk)
-    if save and _source_of(save) == key.encode(): return load_slices(save)
     parts = Path(f'{save}.parts')/key if save else None
+    if save and _source_of(save) == key.encode():
+        shutil.rmtree(parts.parent, ignore_errors=True) # a run that was killed once all was written leaves them
+        return load_slices(save)
     chunks = [files[i:i+chunk] for i in range(0, len(files), chunk)]
     table = _finish(list(_read_parts(chunks, parts, n_jobs)))[COLUMNS]
     if save:

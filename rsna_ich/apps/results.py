@@ -368,12 +368,17 @@ def captioned(
     return np.concatenate([_band(above, width, 'orange'), large, _band(below, width, 'white')])
 
 # %% ../../nbs/apps/06_results.ipynb #5fb06ea0
+def _drawn_here(drawn, place, name):
+    "The masks of one slice together, and what they are in words"
+    mask = np.any([masks[place] for masks in drawn.masks.values()], 0)
+    return mask, f'outline: segmentation by {name}' if mask.any() else f'nothing is drawn on this slice by {name}'
+
 def _outlined_in(answer, label, hu, predictor, series):
     "What to draw a line round on a slice, bool (h, w), and what it is in words; (None, '') where there is nothing"
     row,rows = answer.rows.loc[label],answer.rows[answer.rows.series_id.eq(answer.rows.series_id[label])]
     drawn = answer.drawn.get(row.series_id)
     place = rows.index.get_loc(label)
-    if drawn and drawn.masks: return np.any([o[place] for o in drawn.masks.values()], 0), f'outline: segmentation by {drawn.name or answer.speaker.name}'
+    if drawn and drawn.masks: return _drawn_here(drawn, place, drawn.name or answer.speaker.name)
     if predictor is None or not draws_maps(predictor): return None, ''
     return inside(draw_maps(predictor, series, [place])[0, 0]), "outline: the model's own map of where it looked, no segmentation"
 

@@ -51,10 +51,11 @@ KATEX = re.compile(r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?
 FIGURE = re.compile('data:image/png;base64,([A-Za-z0-9+/=]+)')
 # A line of the sidebar: its wrappers, on every page for every page, would be half a megabyte
 SIDEBAR_LINE = re.compile(r'<div class="sidebar-item-container">(<a href=[^>]*>)<span class="menu-text">([^<]*)</span></a></div>')
-# An operator in code: its wrappers, half a megabyte, would give it a colour that hardly differs
-OPERATOR = re.compile(r'<span class="op">([^<]*)</span>')
+# Operators and numbers in code: their wrappers, .9 megabytes, would give them a colour that hardly differs
+OPERATOR = re.compile(r'<span class="(?:op|dv|fl)">([^<]*)</span>')
 OLD_FONT = re.compile(r',\s*url\([^)]*\.woff\?[^)]*\)\s*format\("woff"\)')  # beside woff2, which every browser of today reads
-WEBP_QUALITY = 60  # of 100: letters and the grain of a CT stay legible
+SEARCHED = 1200  # letters of each section that the search knows
+WEBP_QUALITY = 48  # of 100: letters and the grain of a CT stay legible
 FIGURE_WIDTH = 900  # pixels at most; a page's text is about 800 wide
 ADDRESS = '"(?:https?:)?//[^"]*"'
 ELSEWHERE = re.compile(rf'<(?:script|img|iframe|source|video|audio)\b[^>]*\ssrc={ADDRESS}|<link\b[^>]*\shref={ADDRESS}')
@@ -240,7 +241,8 @@ def self_contained(
     if FETCHED_INDEX not in text:
         raise SystemExit('smalldocs loads its search index in another way than the version that is pinned')
     script.write_text(text.replace(FETCHED_INDEX, LOADED_INDEX), encoding='utf-8')
-    index = json.dumps(json.loads((site/'search.json').read_text(encoding='utf-8')), ensure_ascii=False)
+    entries = json.loads((site/'search.json').read_text(encoding='utf-8'))
+    index = json.dumps([entry | dict(text=entry['text'][:SEARCHED]) for entry in entries], ensure_ascii=False)
     (site/'search.js').write_text(f'window.searchIndex = {index};\n', encoding='utf-8')
     (site/'search.json').unlink()
     (site/'.nojekyll').touch()

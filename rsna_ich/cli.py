@@ -473,7 +473,8 @@ def _predict(
     import shutil
     if not folder.exists(): raise InputError(folder, 'no such folder')
     unfinished = out/'.unfinished'
-    if (out/'slices.csv').exists() and not unfinished.exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
+    writing = out/'.writing' # there from the first table to the end, so that a run that was killed between them continues
+    if (out/'slices.csv').exists() and not writing.exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
     views = [] if tta in ('', 'none') else tta.split(',')
     predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
     if archive and not pictures: return _predict_archive(predictor, folder, out, jobs)
@@ -481,6 +482,8 @@ def _predict(
         from rsna_ich.apps.pictures import predict_pictures
         found = predict_pictures(predictor, folder)
     else: found = predictor.predict(folder, jobs, keep=unfinished)
+    out.mkdir(parents=True, exist_ok=True)
+    writing.touch()
     found.save(out)
     _say_found(found, out)
     if report and not pictures:
@@ -491,6 +494,7 @@ def _predict(
         from rsna_ich.predict.outline import Segmenter
         typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_by(Segmenter())))} objects in {out/"dicom"}')
     shutil.rmtree(unfinished, ignore_errors=True)
+    writing.unlink()
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #261d6aa3

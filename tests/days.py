@@ -163,8 +163,14 @@ class Whole:
 
     def ends_the_same(self, folder, **more):
         "The command once more, undisturbed: what is lost, as text"
+        if 'predict' == self.command and (Path(folder)/'out'/'slices.csv').exists() and not (Path(folder)/'out'/'.writing').exists():
+            return self._is_whole(folder)
         status, said = ich(self.command, self.inputs, folder)
         if 'Traceback' in said or status not in (0, 1): return f'status {status}: {said[-400:]}'
+        return self._is_whole(folder)
+
+    def _is_whole(self, folder):
+        "What differs from an undisturbed run; a finished `ich predict` is not run again, since it would refuse"
         if wrong := differs(self.content, content(folder)): return f'not the same: {", ".join(wrong[:5])}'
         return ''
 

@@ -207,7 +207,9 @@ def write_competition(
     if done.exists() and json.loads(done.read_text()) == config:
         shutil.rmtree(begun.parent, ignore_errors=True) # of a run that was killed at its very end
         return dest
-    if dest.exists() and any(dest.iterdir()) and not (begun.exists() and json.loads(begun.read_text()) == config):
+    there = {file.name for file in dest.iterdir()} - {begun.parent.name} if dest.exists() else set()
+    ours = begun.exists() and json.loads(begun.read_text()) == config
+    if (there or begun.exists()) and not ours:
         raise InputError(dest, 'not empty, and not the beginning of this simulated competition: choose another folder')
     with atomic_path(begun) as p: p.write_text(json.dumps(config))
     rng = np.random.default_rng([seed, 0])

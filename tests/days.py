@@ -46,16 +46,22 @@ def preload(heavy):
     for name in (light + (' learn.training learn.published simulate.competition' if heavy else '')).split(): importlib.import_module(f'rsna_ich.{name}')
 
 
+def said_of(folder): # Beside it: where the folder is full, there is still room to say so
+    folder = Path(os.path.abspath(folder))
+    return folder.with_name(f'{folder.name}.said')
+
+
 def start(command, inputs, folder, before=lambda: None):
-    "The id of a forked process that runs `ich command` in `folder` after `before()`; it says what it says into `folder/said`"
+    "The id of a forked process that runs `ich command` in `folder` after `before()`; it says what it says into a file beside it"
     args = [o.format(**inputs) for o in COMMANDS[command].split()]
     pid = os.fork()
     if pid: return pid
     status = 99
     try:
         os.setsid()
+        said_in = said_of(folder)
         os.chdir(folder)
-        said = os.open('said', os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+        said = os.open(said_in, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         for stream in 1, 2: os.dup2(said, stream)
         before()
         from rsna_ich.cli import app
@@ -78,7 +84,7 @@ def ich(command, inputs, folder, before=lambda: None):
     "Status of a command, and what it said"
     Path(folder).mkdir(parents=True, exist_ok=True)
     status = end(start(command, inputs, folder, before))
-    return status, (Path(folder)/'said').read_text(errors='replace')
+    return status, said_of(folder).read_text(errors='replace')
 
 
 TOOK = re.compile(rb'; [\d.]+ s</p>')  # How long a page says that the work took

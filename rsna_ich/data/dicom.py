@@ -176,7 +176,7 @@ def _without_preamble(f, found, **kwargs):
 
 # %% ../../nbs/data/01_dicom.ipynb #07e14e93
 LONGEST = 2**18 # Bytes of one value of the groups below; the longest legal ones are palettes of 128 kB
-_MAX_ITEMS = 2**18 # Items of one sequence and all within it: 1,000 frames have about 50,000
+_MAX_ITEMS = 2**17 # Items of one sequence and all within it: 1,000 frames have about 50,000, and twice this takes ten seconds and more to parse
 _GROUPS = {0x0008, 0x0010, 0x0018, 0x0020, 0x0028}
 
 def _check_length(raw):

@@ -117,6 +117,13 @@ def slice_dataset(
     return ds
 
 # %% ../../nbs/simulate/10_competition.ipynb #01d4eb7d
+def _save_dataset(dataset, path):
+    "Write a DICOM file; of an error of the disk, what the disk said, without the traceback that pydicom puts into the message"
+    try: dataset.save_as(path, enforce_file_format=True)
+    except OSError as error:
+        while isinstance(error.__cause__ or error.__context__, OSError): error = error.__cause__ or error.__context__
+        raise error from None
+
 def write_scan(
     scan:Scan, # The series
     folder, # Where the files go
@@ -128,7 +135,7 @@ def write_scan(
         warnings.simplefilter('ignore')
         for k,o in enumerate(ids):
             path = Path(folder)/f'{o["image"]}.dcm'
-            with atomic_path(path) as p: slice_dataset(scan, k, o, family).save_as(p, enforce_file_format=True)
+            with atomic_path(path) as p: _save_dataset(slice_dataset(scan, k, o, family), p)
 
 # %% ../../nbs/simulate/10_competition.ipynb #633ade4e
 def write_masks(

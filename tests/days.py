@@ -239,7 +239,9 @@ def can_mount():
     "Are namespaces with mounts of their own allowed here?"
     def try_it():
         own_mounts()
-        with tempfile.TemporaryDirectory() as d: libc('mount', 'none', d, 'tmpfs', 0, 'size=64k')
+        with tempfile.TemporaryDirectory() as d:
+            libc('mount', 'none', d, 'tmpfs', 0, 'size=64k')
+            libc('umount', d)  # or the folder is busy, and its removal an error
         return {}
     return 'error' not in apart(try_it)
 

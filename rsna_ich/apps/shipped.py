@@ -6,11 +6,11 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'SERIES_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TRAIN_SLICES', 'SERIES_PATIENTS', 'SERIES_SLICES',
-           'TEST_PATIENTS', 'TRACE', 'ENOUGH', 'NAME', 'CHOOSING', 'COUNTED', 'COMPETITION_PRIOR', 'TEMPERATURES',
-           'REAL_SPECIFICITY', 'stored_pixel', 'score_simulated', 'slice_features', 'score_baselines', 'picture_hu',
-           'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold', 'choosing_slices',
-           'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold', 'doubtful_slices', 'Population',
-           'make_population', 'second_stage_of', 'make_shipped', 'finish_shipped', 'model_card']
+           'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY',
+           'score_simulated', 'slice_features', 'score_baselines', 'picture_hu', 'answer_pictures', 'score_real',
+           'assume_prior', 'equal_error_threshold', 'choosing_slices', 'choose_temperature', 'real_threshold',
+           'set_prior', 'set_lone_threshold', 'doubtful_slices', 'Population', 'make_population', 'second_stage_of',
+           'make_shipped', 'finish_shipped', 'model_card']
 
 # %% ../../nbs/apps/03_shipped.ipynb #92d58bbd
 import json, shutil
@@ -22,6 +22,7 @@ import pandas as pd
 
 from ..core import DISCLAIMER, atomic_path, real_data
 from ..data.crop import HEAD_MM
+from ..data.store import stored_pixels
 from ..labels import SUBTYPES
 from ..metrics import auc, choose_threshold, constant_prior, logit, sensitivity_specificity, shift_prior, sigmoid, weighted_log_loss
 from ..model.bundle import default_bundle, read_config
@@ -35,25 +36,16 @@ TRAIN_SLICES = 10 # of each at most
 SERIES_PATIENTS = 250 # whom the network has not seen, for the second stage
 SERIES_SLICES = 30 # of each at most: the second stage reads whole series
 TEST_PATIENTS = 60
-TRACE = 3 # mm2: blood that can be seen; where there is more than this ...
-ENOUGH = 25 # mm2: ... but less than this stands out from brain, a slice teaches nothing
 NAME = 'rsna-ich-small'
 CHOOSING = slice(0, None, 2) # real pictures that choose the operating point of pictures
 COUNTED = slice(1, None, 2) # those that judge it
 
 # %% ../../nbs/apps/03_shipped.ipynb #dc522e90
-def stored_pixel(
-    store # A `Store`
-) -> float: # mm
-    "The side of a stored pixel: that of the slice's file, shrunk as its crop was to the store's size"
-    rows = store.slices
-    return float((rows.row_mm*rows.box_size/store.size).median())
-
 def _answers(predictor, store, labels, rows):
     "Probabilities, truth and calls of one series of a store"
     rows = np.asarray(rows)[np.argsort(store.slices.slice_index.iloc[rows].to_numpy())]
     table = store.slices.iloc[rows]
-    p = predictor.predict_hu(store[rows], table.z_mm, table.thickness_mm, stored_pixel(store))
+    p = predictor.predict_hu(store[rows], table.z_mm, table.thickness_mm, float(np.nanmedian(stored_pixels(store))))
     return pd.DataFrame(p, rows, SUBTYPES),labels.loc[table.image_id, SUBTYPES].set_axis(rows),pd.Series(predictor.positive(p), rows)
 
 # %% ../../nbs/apps/03_shipped.ipynb #768fbfa7
@@ -267,9 +259,10 @@ def doubtful_slices(
     clear=None # mm2 of blood that stands out, (n, 5), where that shall count
 ) -> np.ndarray: # bool, (n,)
     "Traces of a subtype; with `clear`, slices with blood but none that stands out"
+    from rsna_ich.simulate.bleeds import TRACE_AREA, VISIBLE_AREA
     areas = np.asarray(areas)
-    if clear is None: return ((areas > TRACE) & (areas <= ENOUGH)).any(1)
-    return (areas.max(1) > TRACE) & (np.asarray(clear).max(1) <= ENOUGH)
+    if clear is None: return ((areas > TRACE_AREA) & (areas <= VISIBLE_AREA)).any(1)
+    return (areas.max(1) > TRACE_AREA) & (np.asarray(clear).max(1) <= VISIBLE_AREA)
 
 # %% ../../nbs/apps/03_shipped.ipynb #f9d75639
 class Population(NamedTuple):
@@ -336,7 +329,7 @@ def _lone_points(run, population, recipe):
     "Operating points of slices that come alone, from the held-out simulated ones and the real ones that may choose"
     rows = np.flatnonzero(run.held_out & ~population.doubtful)
     truth = population.labels.loc[population.store.slices.image_id.iloc[rows], 'any'].to_numpy()
-    set_lone_threshold(run.folder/'bundle', population.store[rows], truth, recipe.specificity, stored_pixel(population.store))
+    set_lone_threshold(run.folder/'bundle', population.store[rows], truth, recipe.specificity, float(np.nanmedian(stored_pixels(population.store))))
 
 def make_shipped(
     work='build/shipped', # Where simulated patients and weights are kept
@@ -411,6 +404,8 @@ _SIMULATED = '''
 - On the same patients, weighted log loss and AUC of any: {rivals}; this model {simulated[log_loss]:.4f} and
   {simulated[auc][any]}.
 '''
+
+# %% ../../nbs/apps/03_shipped.ipynb #5ea6fdab
 _SECOND = '''- Second stage over a series, cross-validated: log loss {first_stage:.4f} without and {second_stage:.4f} with it,
   so it is {used} for series of four slices and more.
 '''

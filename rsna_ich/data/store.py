@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/store.html.md"""
 
 # %% auto #0
 __all__ = ['CODE_HU', 'CODE_AT', 'BOX_COLUMNS', 'ENCODINGS', 'HEADER', 'PIECE', 'PORTION', 'encode', 'decode', 'prepare_series',
-           'Store', 'result_tables', 'only_builder', 'full_disk_said', 'series_tasks', 'task_results',
-           'normalised_table', 'table_fingerprint', 'build_store']
+           'Store', 'stored_pixels', 'StoreRows', 'result_tables', 'only_builder', 'full_disk_said', 'series_tasks',
+           'task_results', 'normalised_table', 'table_fingerprint', 'build_store']
 
 # %% ../../nbs/data/09_store.ipynb #b273b44c
 import errno, hashlib, json, os, shutil
@@ -148,6 +148,31 @@ def __getstate__(self:Store): return {k: v for k,v in self.__dict__.items() if k
 def __setstate__(self:Store, state):
     self.__dict__.update(state)
     self._map()
+
+# %% ../../nbs/data/09_store.ipynb #804e7808
+def stored_pixels(
+    store # A `Store` of cropped slices, or what looks like one
+) -> np.ndarray: # mm, (n,); NaN where the files do not say
+    "The side of a stored pixel of each slice"
+    sides = [pixel_mm(store.slices.iloc[[k]]) for k in range(len(store.slices))]
+    return np.array([np.nan if side is None else side for side in sides])*store.slices.box_size.to_numpy()/store.size
+
+# %% ../../nbs/data/09_store.ipynb #83bf4a8e
+class StoreRows:
+    "Some rows of a store, in a given order, as a store"
+    def __init__(self,
+        store, # A `Store`
+        rows # Their numbers
+    ):
+        self._store = store
+        self.rows = np.asarray(rows)
+        self.path = store.path
+        self.slices = store.slices.iloc[self.rows].reset_index(drop=True)
+
+    @property
+    def size(self): return self._store.size
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i): return self._store[self.rows[i]]
 
 # %% ../../nbs/data/09_store.ipynb #7b196e5c
 _OWN = ['store.json', 'building.jsonl', 'building.parquet', 'hu.npy', 'slices.parquet', 'left_out.csv']

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import atomic_path
+from ..data.nifti import write_nifti
 from ..data.windowing import BONE, BRAIN, GREY_WHITE, SOFT, SUBDURAL, Window, apply_window
 
 # %% ../../nbs/judge/07_viewers.ipynb #9c69664c
@@ -114,13 +114,9 @@ def write_volume(
     path, # NIfTI file, `.nii` or `.nii.gz`
     spacing=(5., .5, .5) # mm between slices, rows and columns
 ): # The path
-    "A series as a NIfTI volume"
-    nibabel = _need('nibabel', 'writing a volume')
-    z,row,col = map(float, spacing)
-    volume = nibabel.Nifti1Image(np.asarray(hu, dtype=np.int16).transpose(2, 1, 0), np.diag([-col, -row, z, 1.]))
-    volume.header.set_xyzt_units('mm')
-    with atomic_path(path) as p: nibabel.save(volume, p)
-    return Path(path)
+    "A series as a NIfTI volume, by `write_nifti`"
+    step,row,col = map(float, spacing)
+    return write_nifti(path, np.asarray(hu, dtype=np.int16), (row, col), step*np.arange(len(hu)))
 
 # %% ../../nbs/judge/07_viewers.ipynb #3f82d103
 MASK_STEPS = 100 # values between 0 and 1 that a mask or map has in its volume

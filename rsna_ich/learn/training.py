@@ -26,7 +26,7 @@ from ..data.folds import check_folds, holdout, make_folds
 from ..data.quality import find_competition
 from ..data.slices import read_slices
 from ..data.crop import CROP_RULE
-from ..data.store import build_store
+from ..data.store import StoreRows, build_store
 from ..data.windowing import n_channels
 from ..labels import SUBTYPES, read_labels
 from .batch import SizeTo, Windowed, plain_tensor
@@ -521,23 +521,12 @@ def train_folds(
     return bundles
 
 # %% ../../nbs/learn/15_training.ipynb #3787785a
-class _Part:
-    "Some rows of a store"
-    def __init__(self, store, rows):
-        self._store = store
-        self._rows = rows
-        self.path = store.path
-        self.slices = store.slices.iloc[rows].reset_index(drop=True)
-
-    def __len__(self): return len(self._rows)
-    def __getitem__(self, i): return self._store[self._rows[i]]
-
 def _some_patients(store, fraction, seed):
     "A share of a store's patients, two at least"
     if fraction == 1: return store
     patients = np.sort(store.slices.patient_id.unique())
     some = np.random.default_rng(seed).permutation(patients)[:max(2, round(fraction*len(patients)))]
-    return _Part(store, np.flatnonzero(store.slices.patient_id.isin(some)))
+    return StoreRows(store, np.flatnonzero(store.slices.patient_id.isin(some)))
 
 # %% ../../nbs/learn/15_training.ipynb #07995f05
 def claim_run(

@@ -20,7 +20,7 @@ from ..core import InputError, atomic_path
 from ..labels import SUBTYPES
 
 # %% ../../nbs/model/06_unet.ipynb #65fd9a0e
-DECODER = 96, 64, 40, 24, 12 # channels of the decoder's five levels: 4.2 million parameters with the encoder
+DECODER = 96, 64, 40, 24, 12 # channels of the decoder's five levels
 
 class UNet(nn.Module):
     "Windows (n, channels, H, W) between 0 and 1 to logits (n, 5, H, W), in the order of SUBTYPES[1:]; H and W are multiples of 32"

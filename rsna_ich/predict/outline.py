@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, atomic_path, progress
+from ..core import Journal, atomic_path, progress
 from ..data.crop import crop_resize, head_box, uncrop
 from ..data.nifti import write_nifti
-from ..data.slices import read_slices
-from ..data.upright import pixel_mm, read_series
+from ..data.upright import pixel_mm
 from ..data.windowing import get_windowing
 from ..metrics import sigmoid
 from ..model.bundle import default_bundle
+from .archive import left_out_rows, series_rows
+from .folder import by_size, find_slices, read_frames, state_of_files
 from .onnx import load_unet_onnx
 from .volume import VOLUME_MEASURES, measure_masks
 
@@ -59,51 +60,57 @@ class Segmenter:
         return sum((uncrop(p[k], box, shape) >= level).astype('uint8') << k for k,level in enumerate(self.config['level']))
 
 # %% ../../nbs/predict/10_outline.ipynb #4a8fd76c
-def _readable(rows):
-    "Rows of a series that can be read and have the usual shape, and their HU; and what was left out, with reasons"
-    found = read_series(rows)
-    failed = {row.path: str(hu) for row,hu in zip(rows.itertuples(), found) if not isinstance(hu, np.ndarray)}
-    good = [hu if isinstance(hu, np.ndarray) and hu.ndim == 2 else None for hu in found]
-    shapes = pd.Series([None if hu is None else hu.shape for hu in good])
-    if shapes.dropna().empty: return rows.iloc[:0],np.zeros((0, 1, 1), 'int16'),failed
-    usual = shapes.dropna().mode()[0]
-    keep = [shape == usual for shape in shapes]
-    failed |= {path: 'a picture of another size than the rest of its series' for path,hu,kept in zip(rows.path, good, keep) if hu is not None and not kept}
-    return rows[keep],np.stack([hu for hu,kept in zip(good, keep) if kept]),failed
+def _measure_group(rows, group, segmenter, mask_file):
+    "Volumes of the pictures of one size, a row a kind, and why there is no mask file where one was asked for"
+    place = rows.loc[[frame.row for frame in group]]
+    side = pixel_mm(place)
+    if side is None: raise ValueError('no pixel spacing in the header, so nothing can be measured')
+    z,thickness = (place[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
+    bits = segmenter.masks(np.stack([frame.hu for frame in group]), (side, side))
+    found = measure_masks(bits, side, z, thickness).rename_axis('kind').reset_index()
+    first = place.iloc[0]
+    found = found.assign(study_id=first.study_id, series_id=first.series_id, n_slices=len(group), mask='')
+    if not mask_file: return found, ''
+    try: write_nifti(mask_file, bits, (side, side), z)
+    except ValueError as e: return found, f'measured, but no mask was written: {e}'
+    return found.assign(mask=mask_file.name), ''
+
+# %% ../../nbs/predict/10_outline.ipynb #6d7c0b98
+def _write_measured(dest, volumes, lost):
+    "The two tables, each whole or not at all"
+    with atomic_path(dest/'volumes.csv') as p: volumes.round(2).to_csv(p, index=False)
+    with atomic_path(dest/'left_out.csv') as p: lost.to_csv(p, index=False)
 
 # %% ../../nbs/predict/10_outline.ipynb #ec80d522
-def _measured(rows, hu, segmenter, mask_file):
-    "Volumes of one series, a row a kind, and its mask in `mask_file` where one is given"
-    side = pixel_mm(rows)
-    if side is None: raise InputError(rows.path.iloc[0], 'no pixel spacing in the header, so nothing can be measured')
-    z = rows.z_mm.to_numpy('float64', na_value=np.nan)
-    bits = segmenter.masks(hu, (side, side))
-    table = measure_masks(bits, side, z, rows.thickness_mm.to_numpy('float64', na_value=np.nan))
-    if mask_file: write_nifti(mask_file, bits, (side, side), z)
-    return table.rename_axis('kind').reset_index()
+def _measure_series(rows, segmenter, mask_file):
+    "Volumes of one series as rows, and [path, reason] of what was left out; of a series with pictures of several sizes the most frequent are measured"
+    frames,failed = read_frames(rows)
+    lost = [[rows.path[found.row], found.status] for found in failed]
+    if not frames: return [], lost
+    most,*others = sorted(by_size(frames), key=len, reverse=True)
+    lost += [[rows.path[frame.row], 'a picture of another size than the rest of its series'] for group in others for frame in group]
+    paths = rows.path[[frame.row for frame in most]]
+    try: found,why = _measure_group(rows, most, segmenter, mask_file)
+    except ValueError as e: return [], lost + [[path, getattr(e, 'reason', str(e))] for path in paths]
+    return found.to_dict('records'), lost + ([[paths.iloc[0], why]] if why else [])
 
 def measure_folder(
     folder, # DICOM files, or a zip
     dest, # Folder of `volumes.csv` and `left_out.csv`
     segmenter=None, # A `Segmenter`; the one in the package unless given
     masks:bool=False # Write each series' mask as NIfTI too?
-) -> pd.DataFrame: # study_id, series_id, kind, n_slices, and `VOLUME_MEASURES`
-    "How much blood a network outlines in each series of a folder; raises `InputError`"
+) -> pd.DataFrame: # kind, `VOLUME_MEASURES`, study_id, series_id, n_slices and mask
+    "How much blood a network outlines in each series of a folder; goes on where it was stopped; raises `InputError`"
     segmenter = segmenter or Segmenter()
     dest = Path(dest)
-    table = read_slices(folder, 1)
-    left_out = dict(table.loc[table.status.ne('ok'), ['path', 'status']].to_numpy())
-    rows = []
-    series = table[table.status.eq('ok')].groupby(['study_id', 'series_id'], sort=False)
-    for k,((study,name),some) in enumerate(progress(series, desc='outline', unit='series')):
-        some,hu,failed = _readable(some.sort_values('slice_index', kind='stable'))
-        left_out |= failed
-        if not len(some): continue
-        try: found = _measured(some, hu, segmenter, dest/f'mask_{k:04d}.nii.gz' if masks else None)
-        except ValueError as e: left_out[some.path.iloc[0]] = str(e); continue
-        rows.append(found.assign(study_id=study, series_id=name, n_slices=len(some), **(dict(mask=f'mask_{k:04d}.nii.gz') if masks else {})))
-    volumes = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=['kind', *VOLUME_MEASURES, 'study_id', 'series_id', 'n_slices'])
     dest.mkdir(parents=True, exist_ok=True)
-    with atomic_path(dest/'volumes.csv') as p: volumes.round(2).to_csv(p, index=False)
-    with atomic_path(dest/'left_out.csv') as p: pd.DataFrame(list(left_out.items()), columns=['path', 'reason']).to_csv(p, index=False)
+    table = find_slices(folder, 1)
+    journal = Journal(dest/'finished.jsonl', [state_of_files(folder), segmenter.config, masks])
+    for k,rows in enumerate(progress(series_rows(table[table.status.eq('ok')]), desc='outline', unit='series')):
+        if k < len(journal.entries): continue
+        journal.add(_measure_series(rows.sort_values('slice_index', kind='stable'), segmenter, dest/f'mask_{k:04d}.nii.gz' if masks else None))
+    volumes = pd.DataFrame([row for found,_ in journal.entries for row in found], columns=['kind', *VOLUME_MEASURES, 'study_id', 'series_id', 'n_slices', 'mask'])
+    lost = pd.DataFrame([line for _,lines in journal.entries for line in lines], columns=['path', 'reason'])
+    _write_measured(dest, volumes, pd.concat([left_out_rows(table), lost], ignore_index=True))
+    (dest/'finished.jsonl').unlink()
     return volumes

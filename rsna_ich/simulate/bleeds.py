@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/simulate/bleeds.html.md"""
 
 # %% auto #0
 __all__ = ['GREY_HU', 'SHIFT_MM', 'CERTAIN_HU', 'Age', 'AGES', 'BANDS', 'SITES', 'FILLINGS', 'SPACES', 'BLEEDS', 'FIRST', 'ALSO',
-           'VISIBLE_HU', 'VISIBLE_AREA', 'Lesion', 'Bleed', 'Layer', 'Epidural', 'Subdural', 'draw_site',
+           'VISIBLE_HU', 'VISIBLE_AREA', 'TRACE_AREA', 'Lesion', 'Bleed', 'Layer', 'Epidural', 'Subdural', 'draw_site',
            'Intraparenchymal', 'Intraventricular', 'Subarachnoid', 'plan_bleeds', 'blood_masks', 'mask_bits',
            'mask_areas', 'visible_area', 'slice_labels']
 
@@ -458,6 +458,7 @@ def plan_bleeds(
 # %% ../../nbs/simulate/02_bleeds.ipynb #7456e1b3
 VISIBLE_HU = 8. # HU, change of a pixel that counts as visible
 VISIBLE_AREA = 25. # mm2 of visible blood from which a slice is labelled
+TRACE_AREA = 3. # mm2 from which it can be seen: between the two a label is a guess
 
 def blood_masks(
     head, # After `draw_head`

@@ -6,10 +6,9 @@ Docs: https://rsna-ich.github.io/rsna_ich/simulate/paint.html.md"""
 
 # %% auto #0
 __all__ = ['WALL_HU', 'GAPS_MM', 'LEAST_MM2', 'LEAST_WALL', 'SECTION_MM', 'TILTS', 'OUTSIDE', 'STEP', 'WIDE_MM', 'LAGS',
-           'BRAIN_HU', 'FLUID_HU', 'SOLID', 'USUAL_THICKNESS', 'MOST_OFF', 'PAINT_TRIES', 'TRACE_MM2', 'ENOUGH_MM2',
-           'THICK_MM', 'HARMLESS', 'find_inside', 'Place', 'locate', 'SliceNoise', 'measure_noise', 'draw_noise',
-           'Canvas', 'RealHead', 'Painted', 'paint_bleeds', 'paint_slice', 'edit_harmless', 'trace_features',
-           'trace_auc']
+           'BRAIN_HU', 'FLUID_HU', 'SOLID', 'MOST_OFF', 'PAINT_TRIES', 'THICK_MM', 'HARMLESS', 'find_inside', 'Place',
+           'locate', 'SliceNoise', 'measure_noise', 'draw_noise', 'Canvas', 'RealHead', 'Painted', 'paint_bleeds',
+           'paint_slice', 'edit_harmless', 'trace_features', 'trace_auc']
 
 # %% ../../nbs/simulate/14_paint.ipynb #1eb79741
 from functools import lru_cache
@@ -22,9 +21,10 @@ from fastcore.basics import patch
 from scipy import ndimage as ndi
 from skimage.morphology import convex_hull_image
 
+from ..data.slices import USUAL_THICKNESS
 from ..labels import SUBTYPES
 from .anatomy import CENTRE, COLS, PIXEL, ROWS, load_atlas, sample, scan_grid, smooth_noise
-from .bleeds import Layer, blood_masks, mask_bits, plan_bleeds, slice_labels
+from .bleeds import TRACE_AREA, VISIBLE_AREA, Layer, blood_masks, mask_bits, plan_bleeds, slice_labels
 
 # %% ../../nbs/simulate/14_paint.ipynb #ba43d588
 WALL_HU = 200 # HU of a slice smoothed by 0.8 mm from which it is bone
@@ -192,7 +192,6 @@ def draw_noise(
 BRAIN_HU = 33. # of the simulator's brain, grey and white together
 FLUID_HU = 6. # of cerebrospinal fluid
 SOLID = .88 # share of its convex hull that a section fills; less is ragged, as at the skull base
-USUAL_THICKNESS = 5. # mm, of slices that do not say theirs
 MOST_OFF = 13. # HU by which a slice's brain may be off that; otherwise it is no brain
 
 class Canvas:
@@ -368,7 +367,6 @@ def paint_bleeds(
 
 # %% ../../nbs/simulate/14_paint.ipynb #6149f5c4
 PAINT_TRIES = 30 # draws, after which a slice stays as it is
-TRACE_MM2,ENOUGH_MM2 = 3,25 # more than the first can be seen, less than the second is no certain label
 
 THICK_MM = 9 # layers that are thicker fill the small rooms of a ragged section
 
@@ -378,8 +376,8 @@ def _fits(canvas, bleeds):
 
 def _certain(painted):
     "Is there blood that stands out, and no mere trace of another kind?"
-    traces = (painted.areas > TRACE_MM2) & (painted.areas <= ENOUGH_MM2)
-    return painted.clear.max() > ENOUGH_MM2 and not traces.any()
+    traces = (painted.areas > TRACE_AREA) & (painted.areas <= VISIBLE_AREA)
+    return painted.clear.max() > VISIBLE_AREA and not traces.any()
 
 def paint_slice(
     canvas:Canvas, # That is paintable
@@ -413,7 +411,7 @@ def edit_harmless(
     for _ in range(PAINT_TRIES):
         drawn = _draw(canvas, plan_bleeds(rng, 1), rng)
         cover = _cover(drawn.head)
-        if (cover > .5).sum()*canvas.pixel**2 > ENOUGH_MM2: break
+        if (cover > .5).sum()*canvas.pixel**2 > VISIBLE_AREA: break
     else: return None
     change = drawn.base - drawn.smooth + cover*(_filling(canvas, drawn, kind, rng) - drawn.base)
     none = np.zeros(len(SUBTYPES)-1, 'float32')

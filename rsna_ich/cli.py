@@ -8,8 +8,10 @@ Docs: https://rsna-ich.github.io/rsna_ich/cli.html.md"""
 __all__ = ['app', 'RANGES', 'CHOICES', 'RESUMES', 'OWN_CODE', 'command']
 
 # %% ../nbs/04_cli.ipynb #9a8ff3a2
-import inspect, re, sys
+import inspect, re, shutil, sys
+from contextlib import contextmanager
 from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -440,14 +442,48 @@ def _say_found(found, out):
     typer.echo(found.about)
     typer.echo(f'tables: {out}')
 
+# %% ../nbs/04_cli.ipynb #dbb0fa97
+@contextmanager
+def _writing(out):
+    "While several files are written that belong together: until the last is there, the same command may come again"
+    out.mkdir(parents=True, exist_ok=True)
+    (out/'.writing').touch()
+    yield
+    (out/'.writing').unlink()
+
+def _refuse_written(out, overwrite):
+    "An `InputError` where a folder has all predictions of an earlier run"
+    if not (out/'slices.csv').exists() or (out/'.writing').exists() or overwrite: return
+    raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
+
 # %% ../nbs/04_cli.ipynb #cdb392b4
 def _predict_archive(predictor, folder, out, jobs):
     "Predict an archive and say what came of it; the exit status"
-    done = predictor.predict_archive(folder, out, jobs)
+    with _writing(out): done = predictor.predict_archive(folder, out, jobs)
     typer.echo(f'{_n(done.slices, "slice")} of {_n(done.studies, "study", "studies")}, {done.positive:,} called positive; {_n(done.left_out, "file")} left out')
     typer.echo(predictor.about_slices(read=True))
     typer.echo(f'tables: {out}')
     return _lost_in(out)
+
+# %% ../nbs/04_cli.ipynb #6246cecb
+def _refuse_together(**wishes):
+    "Options of which each is a way of its own"
+    asked = [f'--{name}' for name,wish in wishes.items() if wish]
+    if len(asked) > 1: raise typer.BadParameter(f'{" and ".join(asked)} do not go together')
+
+def _write_found(found, predictor, out, report, dicom):
+    "Tables, page and DICOM objects of predictions"
+    with _writing(out):
+        found.save(out)
+        _say_found(found, out)
+        if report:
+            from rsna_ich.predict.worklist import write_worklist
+            typer.echo(f'page: {write_worklist(out/"report.html", found, predictor)}')
+        if dicom:
+            from rsna_ich.apps.results import drawn_by, write_results
+            from rsna_ich.predict.outline import Segmenter
+            typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_by(Segmenter())))} objects in {out/"dicom"}')
+        shutil.rmtree(out/'.unfinished', ignore_errors=True)
 
 # %% ../nbs/04_cli.ipynb #a22072fa
 @command('Results', 'predict scans --out predictions')
@@ -470,31 +506,18 @@ def _predict(
     overwrite:bool=False # Replace the predictions in the output folder
 ):
     "Give probabilities for every slice and study, and a page to see"
-    import shutil
     if not folder.exists(): raise InputError(folder, 'no such folder')
-    unfinished = out/'.unfinished'
-    writing = out/'.writing' # there from the first table to the end, so that a run that was killed between them continues
-    if (out/'slices.csv').exists() and not writing.exists() and not overwrite: raise InputError(out, 'has predictions already; --overwrite replaces them, --out takes another folder')
+    _refuse_together(pictures=pictures, archive=archive, dicom=dicom)
+    _refuse_written(out, overwrite)
+    if dicom: import_module('rsna_ich.apps.results') # where the extra is missing, say so before anything long
     views = [] if tta in ('', 'none') else tta.split(',')
     predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
-    if archive and not pictures: return _predict_archive(predictor, folder, out, jobs)
+    if archive: return _predict_archive(predictor, folder, out, jobs)
     if pictures:
         from rsna_ich.apps.pictures import predict_pictures
         found = predict_pictures(predictor, folder)
-    else: found = predictor.predict(folder, jobs, keep=unfinished)
-    out.mkdir(parents=True, exist_ok=True)
-    writing.touch()
-    found.save(out)
-    _say_found(found, out)
-    if report and not pictures:
-        from rsna_ich.predict.worklist import write_worklist
-        typer.echo(f'page: {write_worklist(out/"report.html", found, predictor)}')
-    if dicom and not pictures:
-        from rsna_ich.apps.results import drawn_by, write_results
-        from rsna_ich.predict.outline import Segmenter
-        typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_by(Segmenter())))} objects in {out/"dicom"}')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    writing.unlink()
+    else: found = predictor.predict(folder, jobs, keep=out/'.unfinished')
+    _write_found(found, predictor, out, report and not pictures, dicom)
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #261d6aa3

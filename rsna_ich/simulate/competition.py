@@ -75,6 +75,30 @@ def _geometry(scan, k, pixel):
     position = [-half, -half*np.cos(t), scan.z[k] + half*np.sin(t)]
     return [round(float(v), 6) for v in position],[1., 0., 0., 0., round(float(np.cos(t)), 6), round(float(-np.sin(t)), 6)]
 
+# %% ../../nbs/simulate/10_competition.ipynb #9ca01b71
+def _say_coding(ds, family):
+    "How values are stored, as that family of the competition's headers says it"
+    def two(value): return [f'{value:05d}']*2 if family.bits == 12 else str(value)
+    ds.BitsAllocated = 16
+    ds.BitsStored = family.bits
+    ds.HighBit = family.bits-1
+    ds.PixelRepresentation = int(family.signed)
+    ds.WindowCenter = two(40 if family.bits == 12 else 30)
+    ds.WindowWidth = two(80)
+    ds.RescaleIntercept = str(family.intercept)
+    ds.RescaleSlope = '1'
+
+def _file_meta(image_id):
+    "The file's own header"
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = image_id
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return meta
+
+# %% ../../nbs/simulate/10_competition.ipynb #e924730c
 def slice_dataset(
     scan:Scan, # The series
     k:int, # Which slice
@@ -82,11 +106,9 @@ def slice_dataset(
     family:Family # How values are stored
 ): # A pydicom `Dataset` that `save_as` writes
     "One slice as a DICOM dataset with the competition's tags"
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+    from pydicom.dataset import Dataset
     pixel = scan.protocol.pixel*512/scan.hu.shape[1]
     position,orientation = _geometry(scan, k, pixel)
-    two = lambda v: [f'{v:05d}']*2 if family.bits == 12 else str(v)
     ds = Dataset()
     ds.SOPInstanceUID = ids['image']
     ds.Modality = 'CT'
@@ -100,20 +122,10 @@ def slice_dataset(
     ds.PhotometricInterpretation = 'MONOCHROME2'
     ds.Rows,ds.Columns = scan.hu.shape[1:]
     ds.PixelSpacing = [round(pixel, 6)]*2
-    ds.BitsAllocated = 16
-    ds.BitsStored = family.bits
-    ds.HighBit = family.bits-1
-    ds.PixelRepresentation = int(family.signed)
-    ds.WindowCenter = two(40 if family.bits == 12 else 30)
-    ds.WindowWidth = two(80)
-    ds.RescaleIntercept = str(family.intercept)
-    ds.RescaleSlope = '1'
+    _say_coding(ds, family)
     ds.PixelData = store_values(scan.hu[k], family).tobytes()
     ds['PixelData'].VR = 'OW'
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    ds.file_meta.MediaStorageSOPInstanceUID = ids['image']
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.file_meta = _file_meta(ids['image'])
     return ds
 
 # %% ../../nbs/simulate/10_competition.ipynb #01d4eb7d

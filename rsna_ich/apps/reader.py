@@ -25,16 +25,19 @@ from ..predict.explain import draw_maps, draws_maps
 from ..predict.worklist import study_in_words, write_worklist
 
 # %% ../../nbs/apps/05_reader.ipynb #a066dc7a
-def _spacing(study):
-    "Distance of slices, rows and columns, mm, and whether the slices are evenly spaced"
-    z = study.rows.z_mm.to_numpy('float64', na_value=np.nan)
-    steps = abs(np.diff(z))
-    known = len(steps) > 0 and np.isfinite(steps).all() and np.median(steps) > 0
-    step = float(np.median(steps)) if known else 5.
-    side = pixel_mm(study.rows)
-    even = bool(known and side and (abs(steps - step) < .1*step + .1).all())
-    return (step, side or .5, side or .5), even
+def _even(study):
+    "Do the files say distances, and are the slices evenly spaced?"
+    step = study.spacing[0]
+    steps = abs(np.diff(study.rows.z_mm.to_numpy('float64', na_value=np.nan)))
+    return bool(len(steps) and pixel_mm(study.rows) and (abs(steps - step) < .1*step + .1).all())
 
+def _tilt(rows):
+    "By how many degrees the stack of slices leans after a tilt of the gantry; 0 where it stands straight"
+    quirk = 'sheared' if rows.z_mm.notna().any() else 'tilted' # without positions nobody knows how the table moved
+    degrees = rows.quirks.fillna('').astype(str).str.extract(rf'(?:^|; ){quirk}: ([\d.]+)', expand=False)
+    return float(np.nan_to_num(degrees.astype('float64').max()))
+
+# %% ../../nbs/apps/05_reader.ipynb #3ebb7f26
 def _slice_entry(row):
     "What is shown of one slice"
     return dict(file=Path(str(row.path)).name, positive=int(row.positive), quirks=str(row.quirks or ''),
@@ -70,12 +73,12 @@ def _study_entry(found, predictor, row, folder):
     entry = dict(study=str(row.study_id), patient=str(row.patient_id), n=int(row.n_slices), warnings=str(row.warnings or ''), left_out=_left_out(found, row.study_id))
     if not row.n_slices: return entry | dict(words='Nothing of this study could be read.', positive=0, p=None, slices=[])
     study = Study(found, predictor, row.study_id)
-    spacing,even = _spacing(study)
+    spacing = study.spacing
     _write_pixels(study, spacing, folder)
     key = int(study.rows['any'].to_numpy('float64').argmax())
     point = predictor.operating_point(len(study), True)
     return entry | dict(words=study_in_words(row, slices, point), positive=int(row.positive), point=round(point, 3), p=[round(float(row[o]), 4) for o in SUBTYPES],
-        slices=[_slice_entry(o) for _,o in study.rows.iterrows()], key=key, spacing=spacing, even=even, shape=study.hu.shape,
+        slices=[_slice_entry(o) for _,o in study.rows.iterrows()], key=key, spacing=spacing, even=_even(study), tilt=_tilt(study.rows), shape=study.hu.shape,
         map=_write_map(study, spacing, folder/'map.nii.gz'), tags=slice_tags(study.rows.path.iloc[key]))
 
 # %% ../../nbs/apps/05_reader.ipynb #11cc7683
@@ -131,6 +134,7 @@ def _why(e):
     if isinstance(e, MemoryError): return 'it takes more memory than an upload may'
     return f'it could not be read ({type(e).__name__})'
 
+# %% ../../nbs/apps/05_reader.ipynb #28ac3149
 def serve_reader():
     "Answer uploads: settings on the first line of stdin, a folder a line after it, lines of JSON on stdout"
     out = os.fdopen(os.dup(1), 'w')

@@ -154,11 +154,12 @@ def _bars(p):
     return Div(*parts, cls='bars')
 
 def _controls(study):
-    "Window presets, map, planes, distances"
+    "Window presets, map, distances, and planes where the slices are a straight stack"
     presets = [Button(f'{name} {w.center:g}/{w.width:g}', type='button', data_centre=f'{w.center:g}', data_width=f'{w.width:g}') for name,w in PRESETS.items()]
     slices = Label('Slice ', Input(type='range', min=1, max=len(study['slices']), value=study['key'] + 1, cls='slice-number'))
     heat = Label('Map ', Input(type='range', min=0, max=100, value=50, cls='opacity')) if study['map'] else Span('No map: no slice was called positive.', cls='soft')
-    modes = [Button(words, type='button', data_mode=mode, aria_pressed='false', cls='webgl-only') for mode,words in (('planes', 'Three planes'), ('measure', 'Distances'))]
+    offered = dict(measure='Distances') if study['tilt'] else dict(planes='Three planes', measure='Distances')
+    modes = [Button(words, type='button', data_mode=mode, aria_pressed='false', cls='webgl-only') for mode,words in offered.items()]
     keys = P('Keys: ', Kbd('↑'), ' ', Kbd('↓'), ' slice, ', Kbd('Home'), ' ', Kbd('End'), ' ends, ', Kbd('k'), f' key slice, 1 to {len(presets)} windows. Wheel: slice. Drag: window.', cls='soft')
     return Div(Div(slices, Span(cls='slice-words'), cls='row'), Div(*presets, cls='row'), Div(heat, *modes, Span(cls='window-words soft'), cls='row'), P(cls='note soft', role='status'), keys)
 
@@ -170,7 +171,8 @@ def _viewer(upload, k, study):
     stage = Div(ft_hx('canvas', hidden=True, aria_hidden='true'), Img(cls='slice', src=f'{base}/slice/{study["key"]}.png', alt='The slice'), Img(cls='heat', hidden=True, alt='The map'),
                 cls='stage', tabindex=0, role='application', aria_label='Slices: arrow keys scroll')
     uneven = None if study['even'] else P('The slices are not evenly spaced or say no distances: measure within a slice only, or not at all.', cls='warn')
-    return Div(strip, uneven, Div(Div(stage), _controls(study), cls='view'), cls='viewer', data_n=len(study['slices']), data_key=study['key'], data_base=base, data_map='yes' if study['map'] else 'no')
+    tilted = P(f'The gantry was tilted by {study["tilt"]:.0f} degrees, so each slice lies further back or forward than the one below it. Planes across the slices would be sheared and are not offered.', cls='warn') if study['tilt'] else None
+    return Div(strip, uneven, tilted, Div(Div(stage), _controls(study), cls='view'), cls='viewer', data_n=len(study['slices']), data_key=study['key'], data_base=base, data_map='yes' if study['map'] else 'no')
 
 def _verdict(study):
     "The answer on top"
@@ -218,6 +220,7 @@ def _of(answer, k):
     if not 0 <= k < len(answer['studies']): raise Missing
     return answer['studies'][k]
 
+# %% ../../nbs/apps/05_web.ipynb #868c2092
 def _side_page(req, a:str='', b:str=''):
     "Two studies beside each other"
     session,found = _session(req),_studies(_session(req))
@@ -292,6 +295,7 @@ def _title(folder, count):
     if count != 1: return f'{count} files'
     return next(o.name for o in folder.rglob('*') if o.is_file())
 
+# %% ../../nbs/apps/05_web.ipynb #652d8a94
 async def _receive_upload(req):
     "Take the files of a form into the queue"
     session,desk = _checked(req),req.app.state.desk

@@ -127,14 +127,16 @@ def scroll(self:Study,
     return SliceScroller(self.hu, window, captions, overlays=own | (overlays or {}), opacity=opacity)
 
 # %% ../../nbs/judge/10_study.ipynb #8dc61bd9
-@patch
+@patch(as_prop=True)
 def spacing(self:Study):
     "mm between slices, rows and columns; 5 and .5 where the files do not say"
-    z = self.rows.z_mm.to_numpy('float64', na_value=np.nan)
-    step = np.nanmedian(abs(np.diff(z))) if np.isfinite(z).sum() > 1 else np.nan
+    steps = abs(np.diff(self.rows.z_mm.to_numpy('float64', na_value=np.nan)))
+    known = steps[np.isfinite(steps)]
+    step = float(np.median(known)) if len(known) else 0.
     side = pixel_mm(self.rows) or .5
-    return float(step) if np.isfinite(step) else 5., side, side
+    return step or 5., side, side
 
+# %% ../../nbs/judge/10_study.ipynb #069e9bb0
 @patch
 def volume(self:Study,
     window:Window=BRAIN, # The window to begin with
@@ -142,7 +144,7 @@ def volume(self:Study,
     opacity:float=.5 # Of the mask
 ): # A NiiVue widget
     "The series as a volume with a mask, or the model's map, in it"
-    return volume_view(self.hu, self.spacing(), window, mask=self.pointed_out if mask is None else mask, opacity=opacity)
+    return volume_view(self.hu, self.spacing, window, mask=self.pointed_out if mask is None else mask, opacity=opacity)
 
 # %% ../../nbs/judge/10_study.ipynb #5246f410
 @patch

@@ -97,6 +97,7 @@ def _borrow_thickness(out, row, notes):
     out.SliceThickness = float(row.thickness_mm) if known else USUAL_THICKNESS
     notes.append(f'SliceThickness absent: {"the distance of the slices instead" if known else "5 mm assumed"}')
 
+# %% ../../nbs/apps/06_results.ipynb #07d742f0
 def fit_header(
     header, # A pydicom `Dataset`, as `read_header` gives it
     row # Of a slices table

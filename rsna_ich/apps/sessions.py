@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/sessions.html.md"""
 __all__ = ['Upload', 'Session', 'Desk']
 
 # %% ../../nbs/apps/05_sessions.ipynb #72eed046
-import json, secrets, shutil, tempfile, threading, time
+import bisect, json, secrets, shutil, tempfile, threading, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Upload:
     marked:set = field(default_factory=set) # Numbers of studies that their owner has marked as seen
     refused:list = field(default_factory=list) # Of (name, reason): files that were not kept
     removed:bool = False # Is it to be forgotten?
+    turn:int = 0 # Its round in the queue
 
     def answer(self): return json.loads((self.folder/'answer.json').read_text()) if self.state == 'answered' else None
 
@@ -41,6 +42,7 @@ class Session:
     csrf:str # In each of its forms
     uploads:dict = field(default_factory=dict) # By their ids, in the order in which they came
     seen:float = 0. # When it was last used, s on the monotonic clock
+    receiving:int = 0 # Uploads whose files are on their way
 
 # %% ../../nbs/apps/05_sessions.ipynb #e447bfba
 class Desk:
@@ -55,12 +57,22 @@ class Desk:
         self.folder = Path(tempfile.mkdtemp(prefix='ich-app-'))
         self._changed = threading.Condition()
         self._reading = {} # upload id: its reader
+        self._turn = 0 # The round of the upload that was taken last
         self._closed = False
         self._readers = [Reader(model, limits, threads) for _ in range(workers)]
         self._threads = [threading.Thread(target=self._work, args=(reader,), daemon=True) for reader in self._readers]
         for thread in self._threads: thread.start()
 
 # %% ../../nbs/apps/05_sessions.ipynb #c836f5a7
+def _make_room(desk):
+    "Where there are as many sessions as there may be, the one without uploads that was used longest ago gives way"
+    if len(desk.sessions) < desk.limits.sessions: return
+    empty = [session for session in desk.sessions.values() if not session.uploads and not session.receiving]
+    if not empty: raise InputError('session', 'too many people are here at the moment: try again later')
+    longest_ago = min(empty, key=lambda session: session.seen)
+    del desk.sessions[longest_ago.token]
+    shutil.rmtree(longest_ago.folder, ignore_errors=True)
+
 @patch
 def session(self:Desk,
     token:str|None # From a cookie
@@ -69,7 +81,7 @@ def session(self:Desk,
     with self._changed:
         found = self.sessions.get(token or '')
         if not found:
-            if len(self.sessions) >= self.limits.sessions: raise InputError('session', 'too many people are here at the moment: try again later')
+            _make_room(self)
             token = secrets.token_urlsafe(24)
             found = self.sessions[token] = Session(token, self.folder/secrets.token_hex(8), secrets.token_urlsafe(24))
             found.folder.mkdir()
@@ -86,13 +98,26 @@ def begin(self:Desk,
 ) -> Upload: # Not in the queue yet: its files are still to come
     "A folder for a new upload; raises `InputError` where the session or the disk has enough"
     limits = self.limits
-    if len(session.uploads) >= limits.uploads: raise InputError('session', f'{limits.uploads} uploads are what a session keeps: remove one first')
-    if len(self.waiting) >= limits.waiting: raise InputError('queue', 'too many uploads are waiting: try again later')
+    kept = len(session.uploads) + session.receiving
+    waiting = len(self.waiting) + sum(other.receiving for other in list(self.sessions.values()))
+    if kept >= limits.uploads: raise InputError('session', f'{limits.uploads} uploads are what a session keeps: remove one first')
+    if waiting >= limits.waiting: raise InputError('queue', 'too many uploads are waiting: try again later')
     if _bytes_below(self.folder) > limits.disk_bytes: raise InputError('disk', 'there is no room for more uploads at the moment: try again later')
     upload = Upload(secrets.token_hex(8), session.folder/secrets.token_hex(8), title[:80] or 'upload')
     upload.folder.mkdir()
+    with self._changed: session.receiving += 1
     return upload
 
+@patch
+def drop(self:Desk,
+    session:Session, # Whose upload it was to be
+    upload:Upload # As `begin` gave it
+):
+    "Forget an upload whose files did not come"
+    with self._changed: session.receiving -= 1
+    shutil.rmtree(upload.folder, ignore_errors=True)
+
+# %% ../../nbs/apps/05_sessions.ipynb #1eaff048
 @patch
 def add(self:Desk,
     session:Session, # Whose upload it is
@@ -101,8 +126,11 @@ def add(self:Desk,
     "Put an upload into the queue"
     with self._changed:
         if session.token not in self.sessions: raise InputError('session', 'it has ended')
+        own = [other.turn for other in session.uploads.values() if other in self.waiting]
+        upload.turn = max([self._turn, *own]) + 1
         session.uploads[upload.id] = upload
-        self.waiting.append(upload)
+        session.receiving -= 1
+        bisect.insort(self.waiting, upload, key=lambda other: other.turn)
         self._changed.notify()
 
 @patch
@@ -115,15 +143,17 @@ def place(self:Desk,
 # %% ../../nbs/apps/05_sessions.ipynb #741ca329
 @patch
 def _next(self:Desk, reader):
-    "The upload that has waited longest; None when the desk closes"
+    "The first upload of the queue; None when the desk closes"
     with self._changed:
         while not self.waiting and not self._closed: self._changed.wait()
         if self._closed: return None
         upload = self.waiting.pop(0)
         upload.state = 'reading'
+        self._turn = upload.turn
         self._reading[upload.id] = reader
         return upload
 
+# %% ../../nbs/apps/05_sessions.ipynb #146ed147
 @patch
 def _work(self:Desk, reader):
     "Have uploads read until the desk closes"
@@ -162,6 +192,7 @@ def end(self:Desk,
     for upload in list(session.uploads.values()): self.remove(session, upload)
     shutil.rmtree(session.folder, ignore_errors=True)
 
+# %% ../../nbs/apps/05_sessions.ipynb #62c88ceb
 @patch
 def sweep(self:Desk) -> int: # How many
     "End the sessions that nobody has used for long"

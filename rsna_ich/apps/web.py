@@ -310,7 +310,7 @@ async def _receive_upload(req):
         upload.title,upload.refused = _title(upload.folder/'received', kept), receiver.refused
         desk.add(session, upload)
     except BaseException:
-        shutil.rmtree(upload.folder, ignore_errors=True)
+        desk.drop(session, upload)
         raise
     _log.info('upload of %d files, %.1f MB', receiver.files, receiver.bytes/2**20)
     return RedirectResponse('/', 303)

@@ -144,6 +144,7 @@ def score_competition(
     called = [predictor.positive(o[None], read=True)[0] for o in p]
     return score_slices(p, table[SUBTYPES].to_numpy(), called, table.patient)
 
+# %% ../../nbs/judge/08_real.ipynb #50196f71
 def score_longest_series(
     predictor, # A `Predictor`
     folder # As in `read_real`
@@ -156,6 +157,7 @@ def score_longest_series(
     sensitivity,specificity = sensitivity_specificity(y[:, 0], called)
     return dict(n=len(y), positive=int(y[:, 0].sum()), auc=round(float(auc(y[:, 0], p[known, 0])), 3), sensitivity=round(sensitivity, 3), specificity=round(specificity, 3))
 
+# %% ../../nbs/judge/08_real.ipynb #45b1f45c
 def score_study_without_blood(
     predictor, # A `Predictor`
     folder # DICOM files of one study
@@ -168,6 +170,7 @@ def score_study_without_blood(
     return dict(n=len(found), positive=int(found.positive.sum()), highest=round(float(found['any'].max()), 3),
                 one_by_one=dict(positive=called, highest=round(float(alone[:, 0].max()), 3)))
 
+# %% ../../nbs/judge/08_real.ipynb #67fca24e
 def score_pointing(
     predictor, # As in `pointed_at_blood`
     folder # As in `read_masked`
@@ -177,6 +180,7 @@ def score_pointing(
     called = [predictor.positive(predictor.predict_hu(hu), read=True)[0] for hu,_ in slices]
     return dict(n=len(slices), on_blood=sum(pointed_at_blood(predictor, *o) for o in slices), called=int(sum(called)))
 
+# %% ../../nbs/judge/08_real.ipynb #e93d786a
 JUDGED = {'competition': ('rsna_slices', score_competition), 'series': ('rsna_slices', score_longest_series),
           'study without blood': ('ge_head_study', score_study_without_blood), 'outlined': ('bhsd_masks', score_pointing)}
 

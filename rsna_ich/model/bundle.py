@@ -87,6 +87,13 @@ def find_bundle(
     if not (found/'ensemble.json').is_file(): read_config(found)
     return found
 
+# %% ../../nbs/model/01_bundle.ipynb #153a677b
+def _shares(weights, path):
+    "Weights as shares of 1"
+    good = all(isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < float('inf') for w in weights)
+    if not good: raise InputError(path, f'weights must be above 0, not {weights}')
+    return [float(w)/sum(weights) for w in weights]
+
 # %% ../../nbs/model/01_bundle.ipynb #1191a74b
 def read_members(
     bundle # The folder of a bundle or an ensemble
@@ -113,11 +120,16 @@ def bundle_prior(
     if not all(priors): return None
     return [sum(w*share for w,share in zip(weights, shares)) for shares in zip(*priors)]
 
-def _shares(weights, path):
-    "Weights as shares of 1"
-    good = all(isinstance(w, (int, float)) and not isinstance(w, bool) and 0 < w < float('inf') for w in weights)
-    if not good: raise InputError(path, f'weights must be above 0, not {weights}')
-    return [float(w)/sum(weights) for w in weights]
+# %% ../../nbs/model/01_bundle.ipynb #2c1efa5a
+def _ensemble_card(about, configs):
+    "The card of an ensemble"
+    lines = [f'# {about["name"]}\n', f'**{DISCLAIMER}**\n',
+             "The weighted mean of these models' probabilities; the card of each is in its folder.\n"]
+    columns = 'name backbone windowing size weight trained_on'.split()
+    rows = [c | dict(weight=f'{m["weight"]:.3f}') for m,c in zip(about['members'], configs)]
+    head = ['member', *(c.replace('_', ' ') for c in columns)]
+    table = [head, ['---']*len(head), *([i, *(row[c] for c in columns)] for i,row in enumerate(rows))]
+    return '\n'.join([*lines, *(f'| {" | ".join(map(str, row))} |' for row in table)]) + '\n'
 
 # %% ../../nbs/model/01_bundle.ipynb #77716daf
 def pack_bundles(
@@ -145,16 +157,6 @@ def pack_bundles(
         (d/'ensemble.json').write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
         (d/'README.md').write_text(_ensemble_card(about, configs), encoding='utf-8')
     return Path(dest)
-
-def _ensemble_card(about, configs):
-    "The card of an ensemble"
-    lines = [f'# {about["name"]}\n', f'**{DISCLAIMER}**\n',
-             "The weighted mean of these models' probabilities; the card of each is in its folder.\n"]
-    columns = 'name backbone windowing size weight trained_on'.split()
-    rows = [c | dict(weight=f'{m["weight"]:.3f}') for m,c in zip(about['members'], configs)]
-    head = ['member', *(c.replace('_', ' ') for c in columns)]
-    table = [head, ['---']*len(head), *([i, *(row[c] for c in columns)] for i,row in enumerate(rows))]
-    return '\n'.join([*lines, *(f'| {" | ".join(map(str, row))} |' for row in table)]) + '\n'
 
 # %% ../../nbs/model/01_bundle.ipynb #1f80ffcb
 def read_ensemble(

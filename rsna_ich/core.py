@@ -139,6 +139,22 @@ def _begin_journal(path, key):
     with atomic_path(path) as temp: temp.write_bytes(line)
     return [(key, len(line))]
 
+# %% ../nbs/00_core.ipynb #2cb41290
+def _open_journal(path, key):
+    "The lines of a journal as `_read_lines` gives them, begun anew unless they are those of the same key"
+    lines = _read_lines(path)
+    key = json.loads(json.dumps(key))
+    return lines if lines and lines[0][0] == key else _begin_journal(path, key)
+
+# %% ../nbs/00_core.ipynb #0fa9bc83
+def _append(path, line, end):
+    "Add `line` behind the first `end` bytes; where the disk is full, take away what was written of it"
+    try:
+        with path.open('ab') as f: f.write(line)
+    except OSError:
+        os.truncate(path, end)
+        raise
+
 # %% ../nbs/00_core.ipynb #ab79110d
 class Journal:
     "A file with a line of JSON for each finished piece of work: `entries` are those of earlier runs with the same `key`"
@@ -147,12 +163,7 @@ class Journal:
         key # What the work is, as JSON can hold it
     ):
         self.path = path and Path(path)
-        self.entries = []
-        self._ends = [0]
-        if not self.path: return
-        lines = _read_lines(self.path)
-        key = json.loads(json.dumps(key))
-        if not lines or lines[0][0] != key: lines = _begin_journal(self.path, key)
+        lines = _open_journal(self.path, key) if self.path else [(key, 0)]
         self.entries = [entry for entry, _ in lines[1:]]
         self._ends = [end for _, end in lines]
         self.keep(len(self.entries))
@@ -170,17 +181,9 @@ class Journal:
     ):
         "Write one more entry, whole or not at all"
         line = json.dumps(entry).encode() + b'\n'
-        if self.path: self._write(line)
+        if self.path: _append(self.path, line, self._ends[-1])
         self.entries.append(entry)
         self._ends.append(self._ends[-1] + len(line))
-
-    def _write(self, line):
-        "Append `line`; where the disk is full, take away what was written of it"
-        try:
-            with self.path.open('ab') as f: f.write(line)
-        except OSError:
-            os.truncate(self.path, self._ends[-1])
-            raise
 
 # %% ../nbs/00_core.ipynb #c3649ca4
 def progress(

@@ -28,7 +28,8 @@ from ..labels import check_any, find_labels, find_sample, read_labels, read_samp
 NOTE = 'note'       # dealt with: no reason to worry
 WARNING = 'warning' # the result may be worse for it: look at the slice
 
-QUIRK_SENTENCES = {
+# %% ../../nbs/data/14_quality.ipynb #e1a835a9
+_PIXEL_SENTENCES = {
     'no preamble': (NOTE, 'The file lacks the beginning that the standard asks for; it was read all the same.'),
     '12-bit intercept 0': (NOTE, 'Stored in 12 bits without room for air, as some scanners do; corrected.'),
     '12-bit signed intercept 0': (NOTE, 'Stored in 12 bits with a sign and without an offset; read as it is.'),
@@ -47,20 +48,28 @@ QUIRK_SENTENCES = {
     'not square': (NOTE, 'The picture has more rows than columns, or fewer.'),
     'lossy': (WARNING, 'Compressed with loss at some time: fine detail, and a thin bleed with it, may be gone.'),
     'odd value': (NOTE, 'A value in the header breaks the standard; it was read as far as possible.'),
-    'malformed': (NOTE, 'A value in the header could not be read and was left out.'),
+    'malformed': (NOTE, 'A value in the header could not be read and was left out.')}
+
+# %% ../../nbs/data/14_quality.ipynb #55786deb
+_PLACE_SENTENCES = {
     'tilted': (NOTE, 'The gantry was tilted; slices were ordered along its axis.'),
     'sheared': (NOTE, 'The gantry was tilted while the table moved straight on: the stack is a sheared box.'),
     'stored transposed': (NOTE, 'Rows and columns are exchanged in the file; the slice was turned upright.'),
     'stored upside down': (NOTE, 'Stored from back to front; the slice was turned upright.'),
     'stored mirrored': (NOTE, 'Stored from the left to the right; the slice was turned upright.'),
-    'pixels not square': (NOTE, 'Rows and columns are not equally far apart; the picture was made square.'),
+    'pixels not square': (NOTE, 'Rows and columns are not equally far apart; the picture was made square.')}
+
+_NAME_SENTENCES = {
     'no position': (WARNING, 'The header does not say where the slice lies.'),
     'no patient id': (NOTE, 'The header does not name the patient; the folder stands for it.'),
     'no study id': (NOTE, 'The header does not name the study; the folder stands for it.'),
     'no series id': (NOTE, 'The header does not name the series; the folder stands for it.'),
     'repeated id': (WARNING, 'Another slice has the same identifier and other pixels. Both were kept.'),
     'study id of several patients': (WARNING, 'Slices of several patients carry one study identifier, so they were kept apart.'),
-    'series id of each slice': (NOTE, 'Every slice has a series identifier of its own; they were put together by number, orientation and position.'),
+    'series id of each slice': (NOTE, 'Every slice has a series identifier of its own; they were put together by number, orientation and position.')}
+
+# %% ../../nbs/data/14_quality.ipynb #c890d5e5
+_SERIES_SENTENCES = {
     'series parted': (NOTE, 'Several stacks share one series identifier; they were parted.'),
     'repeated position': (WARNING, 'Several slices of the series lie at one position: scanned twice, or two series in one.'),
     'gap before': (WARNING, 'Slices seem to be missing before this one.'),
@@ -69,11 +78,16 @@ QUIRK_SENTENCES = {
     'mixed thickness': (NOTE, 'The thickness of slices changes within the series.'),
     'mixed matrix size': (WARNING, 'Slices of the series differ in rows or columns, and those of one size were looked at together.'),
     'several series in study': (NOTE, 'The study has several series; each was looked at by itself.'),
-    'order': (WARNING, 'Positions do not order the series, or not all of it: something less certain did.'),
+    'order': (WARNING, 'Positions do not order the series, or not all of it: something less certain did.')}
+
+_PATIENT_SENTENCES = {
     'contrast agent': (WARNING, 'Contrast agent was given: vessels are bright and look like blood. The model has never seen that.'),
     'child': (WARNING, 'A child: the model has only seen adults.'),
     'body part': (WARNING, 'By its header this is not a scan of the head.'),
     'unlike a head': (WARNING, 'The pixels do not look like the head of an adult without contrast agent, so a probability means little here.')}
+
+# %% ../../nbs/data/14_quality.ipynb #63d59d94
+QUIRK_SENTENCES = _PIXEL_SENTENCES | _PLACE_SENTENCES | _NAME_SENTENCES | _SERIES_SENTENCES | _PATIENT_SENTENCES # name: (grade, what it means)
 
 # %% ../../nbs/data/14_quality.ipynb #0db2cc88
 class Quirk(NamedTuple):
@@ -225,6 +239,48 @@ def _markdown(report):
     if report.problems: out += ['## Problems with the CSV files', *(f'- {o}' for o in report.problems)]
     return '\n\n'.join(out) + '\n'
 
+# %% ../../nbs/data/14_quality.ipynb #7ae3883d
+def _look_at_series(rows):
+    "{path: why its pixels cannot be used} of a series, and what is odd about all of them"
+    pixels = read_series(rows)
+    bad = {p: getattr(o, 'reason', str(o)) for p,o in zip(rows.path, pixels) if isinstance(o, Exception)}
+    good = [o for o in pixels if not isinstance(o, Exception) and o.ndim == 2]
+    bad |= {p: no_picture(o) for p,o in zip(rows.path, pixels) if not isinstance(o, Exception) and no_picture(o)}
+    return bad, unlike_head(good, pixel_mm(rows)) if not rows.quirks.str.contains('not HU').any() else ''
+
+# %% ../../nbs/data/14_quality.ipynb #ee8bde3b
+def _decode(t, n_jobs):
+    "The table with a reason for each slice whose pixels cannot be used, and a quirk where a series is unlike a head"
+    rows = frame_rows(t)
+    groups = [o for _,o in rows[rows.status.eq('ok')].groupby(['study_id', 'series_id'], sort=False)]
+    pool = Parallel(n_jobs=n_jobs if len(rows) > 500 else 1, return_as='generator')
+    found = pool(delayed(_look_at_series)(o) for o in groups)
+    reasons,odd = {},{}
+    for rows,(bad,quirk) in zip(groups, progress(found, total=len(groups), desc='pixels', unit='series')):
+        reasons |= bad
+        if quirk: odd |= dict.fromkeys(rows.path, quirk)
+    t['status'] = t.status.where(~t.path.isin(reasons), t.path.map(reasons))
+    t['quirks'] = (t.quirks.fillna('') + '; ' + t.path.map(odd).astype(object).fillna('')).str.strip('; ')
+    return order_slices(t) if reasons else t
+
+# %% ../../nbs/data/14_quality.ipynb #15d09633
+def _compare(report, train_csv, sample_csv):
+    "Compare the CSV files with the slices of a report, and note what is wrong with them"
+    files = {k: set(g.image_id) for k,g in report.slices.groupby('part')}
+    def both_ways(ids, part, row):
+        if part not in files: return
+        report.orphans[f'{row} without a file'] = sorted(ids-files[part])
+        report.orphans[f'files ({part}) without a {row}'] = sorted(files[part]-ids)
+    try:
+        if train_csv:
+            labels = read_labels(train_csv)
+            both_ways(set(labels.index), 'train' if 'train' in files else 'files', 'label')
+            if n := labels.attrs.get('duplicates'): report.problems.append(f'{train_csv.name}: {n:,} repeated rows')
+            wrong = check_any(labels)
+            if wrong: report.problems.append(f'{train_csv.name}: `any` contradicts the subtypes: {a_few(wrong)}')
+        if sample_csv: both_ways(set(read_sample(sample_csv).image_id), 'test', 'row in the sample submission')
+    except InputError as e: report.problems.append(f'{Path(e.path).name}: {e.reason}')
+
 # %% ../../nbs/data/14_quality.ipynb #ca3716d6
 def check_folder(
     folder, # A competition folder, or a folder or zip of DICOM files
@@ -246,43 +302,3 @@ def check_folder(
     patients = [set(t.patient_id[~t.quirks.str.contains('no patient id') & t.status.eq('ok')]) for t in tables]
     if len(patients) == 2: report.shared_patients = sorted(patients[0] & patients[1])
     return report
-
-def _decode(t, n_jobs):
-    "The table with a reason for each slice whose pixels cannot be used, and a quirk where a series is unlike a head"
-    rows = frame_rows(t)
-    groups = [o for _,o in rows[rows.status.eq('ok')].groupby(['study_id', 'series_id'], sort=False)]
-    pool = Parallel(n_jobs=n_jobs if len(rows) > 500 else 1, return_as='generator')
-    found = pool(delayed(_look_at_series)(o) for o in groups)
-    reasons,odd = {},{}
-    for rows,(bad,quirk) in zip(groups, progress(found, total=len(groups), desc='pixels', unit='series')):
-        reasons |= bad
-        if quirk: odd |= dict.fromkeys(rows.path, quirk)
-    t['status'] = t.status.where(~t.path.isin(reasons), t.path.map(reasons))
-    t['quirks'] = (t.quirks.fillna('') + '; ' + t.path.map(odd).astype(object).fillna('')).str.strip('; ')
-    return order_slices(t) if reasons else t
-
-def _look_at_series(rows):
-    "{path: why its pixels cannot be used} of a series, and what is odd about all of them"
-    pixels = read_series(rows)
-    bad = {p: getattr(o, 'reason', str(o)) for p,o in zip(rows.path, pixels) if isinstance(o, Exception)}
-    good = [o for o in pixels if not isinstance(o, Exception) and o.ndim == 2]
-    bad |= {p: no_picture(o) for p,o in zip(rows.path, pixels) if not isinstance(o, Exception) and no_picture(o)}
-    return bad, unlike_head(good, pixel_mm(rows)) if not rows.quirks.str.contains('not HU').any() else ''
-
-# %% ../../nbs/data/14_quality.ipynb #2399a7f9
-def _compare(report, train_csv, sample_csv):
-    "Compare the CSV files with the slices of a report, and note what is wrong with them"
-    files = {k: set(g.image_id) for k,g in report.slices.groupby('part')}
-    def both_ways(ids, part, row):
-        if part not in files: return
-        report.orphans[f'{row} without a file'] = sorted(ids-files[part])
-        report.orphans[f'files ({part}) without a {row}'] = sorted(files[part]-ids)
-    try:
-        if train_csv:
-            labels = read_labels(train_csv)
-            both_ways(set(labels.index), 'train' if 'train' in files else 'files', 'label')
-            if n := labels.attrs.get('duplicates'): report.problems.append(f'{train_csv.name}: {n:,} repeated rows')
-            wrong = check_any(labels)
-            if wrong: report.problems.append(f'{train_csv.name}: `any` contradicts the subtypes: {a_few(wrong)}')
-        if sample_csv: both_ways(set(read_sample(sample_csv).image_id), 'test', 'row in the sample submission')
-    except InputError as e: report.problems.append(f'{Path(e.path).name}: {e.reason}')

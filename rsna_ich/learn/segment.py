@@ -152,8 +152,10 @@ def outlined_dls(
     kept = [file for file in files if file not in held]
     return DataLoaders(loader(kept, True, get_augments(MASK_AUGMENT)), loader(held, False, []), device='cpu')
 
+# %% ../../nbs/learn/17_segment.ipynb #f7bc6abd
 def _halves(unet): return [list(unet.net.encoder.parameters()), [p for part in (unet.net.decoder, unet.net.segmentation_head) for p in part.parameters()]]
 
+# %% ../../nbs/learn/17_segment.ipynb #b70f1c0b
 def train_unet(
     files, # Of `simulate_outlined`
     dest, # The folder that `save_unet` writes

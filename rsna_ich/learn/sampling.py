@@ -151,4 +151,5 @@ def create_batch(self:SeriesDL, b):
     if isinstance(b[0], list): b = [one for series in b for one in series]
     return super(SeriesDL, self).create_batch(b)
 
+# %% ../../nbs/learn/04_sampling.ipynb #c974d6b9
 SAMPLERS = dict(all=TfmdDL, balanced=BalancedDL, weighted=ClassWeightedDL, study=StudyDL, series=SeriesDL)

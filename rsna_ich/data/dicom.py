@@ -80,9 +80,11 @@ _LARGE = 2**16 # Bytes from which a read is held against what the file has left
 class GuardedFile:
     "An open file for pydicom, which gives no more than there is and does not go on for ever"
     def __init__(self,
-        f # A binary file, open for reading
+        f, # A binary file, open for reading
+        most:int=MAX_READS # Reads
     ):
         self.f = f
+        self.most = most
         self.reads = 0
         self.seek = f.seek
         self.tell = f.tell
@@ -93,9 +95,9 @@ class GuardedFile:
     def read(self,
         n=-1 # Bytes; all of them where it is negative
     ) -> bytes: # Fewer where the file ends
-        "The next bytes; a `ValueError` after `MAX_READS` times"
+        "The next bytes; a `ValueError` after `most` times"
         self.reads += 1
-        if self.reads > MAX_READS: raise ValueError('more elements than any CT has')
+        if self.reads > self.most: raise ValueError('more elements than any CT has')
         if n is None or n < 0 or n > _LARGE: n = min(n if n and n > 0 else self.size, max(self.size - self.f.tell(), 0))
         return self.f.read(n)
 

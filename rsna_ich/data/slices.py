@@ -553,7 +553,13 @@ def _read_row(path, folder, reason=''):
         return _row(header, path, folder, pixels_reason(header))
     except Exception as e: return _unread(path, folder, getattr(e, 'reason', None) or f'{type(e).__name__}: {e}')
 
-def _as_arrow(rows): return pa.Table.from_pylist(rows, schema=_SCHEMA)
+# %% ../../nbs/data/05_slices.ipynb #85913ec4
+def _numbers(row):
+    "The numbers of a row as their columns can hold them"
+    found = {o: row[o] for o in (*_INTS, *_FLOATS) if row.get(o) is not None}
+    return {o: float(v) if o in _FLOATS else v if abs(v) < 2**31 else None for o,v in found.items()}
+
+def _as_arrow(rows): return pa.Table.from_pylist([row | _numbers(row) for row in rows], schema=_SCHEMA)
 
 def _read_chunk(files): return _as_arrow([_read_row(*o) for o in files])
 

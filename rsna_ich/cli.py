@@ -471,18 +471,20 @@ def _refuse_together(**wishes):
     asked = [f'--{name}' for name,wish in wishes.items() if wish]
     if len(asked) > 1: raise typer.BadParameter(f'{" and ".join(asked)} do not go together')
 
-def _write_found(found, predictor, out, report, dicom):
+def _write_found(found, predictor, out, volumes, report, dicom):
     "Tables, page and DICOM objects of predictions"
     with _writing(out):
+        if volumes:
+            import rsna_ich.predict.measured
+            found = found.measured(keep=out/'.unfinished')
         found.save(out)
         _say_found(found, out)
         if report:
             from rsna_ich.predict.worklist import write_worklist
             typer.echo(f'page: {write_worklist(out/"report.html", found, predictor)}')
         if dicom:
-            from rsna_ich.apps.results import drawn_by, write_results
-            from rsna_ich.predict.outline import Segmenter
-            typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_by(Segmenter())))} objects in {out/"dicom"}')
+            from rsna_ich.apps.results import drawn_of, write_results
+            typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_of(found)))} objects in {out/"dicom"}')
         shutil.rmtree(out/'.unfinished', ignore_errors=True)
 
 # %% ../nbs/04_cli.ipynb #a22072fa
@@ -500,6 +502,7 @@ def _predict(
     backend:str='auto', # onnx, torch, or auto: ONNX Runtime on a processor where the model has its plans
     device:str='cpu', # Or cuda
     pictures:bool=False, # Read PNG and JPEG files instead, as brain-window pictures with a threshold of their own
+    volumes:bool=True, # Outline the blood of studies called positive and estimate its millilitres
     report:bool=True, # Write report.html, a page to look at, beside the tables
     dicom:bool=False, # Write a structured report, outlines and key slices of each study as DICOM too
     archive:bool=False, # Write the tables alone, as they come: for more studies than memory holds
@@ -517,7 +520,7 @@ def _predict(
         from rsna_ich.apps.pictures import predict_pictures
         found = predict_pictures(predictor, folder)
     else: found = predictor.predict(folder, jobs, keep=out/'.unfinished')
-    _write_found(found, predictor, out, report and not pictures, dicom)
+    _write_found(found, predictor, out, volumes and not pictures, report, dicom)
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #261d6aa3

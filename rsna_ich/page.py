@@ -112,7 +112,7 @@ def picture(
     image = Image.fromarray((grey*255).round().astype(np.uint8))
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     with io.BytesIO() as f:
-        image.save(f, format='JPEG', quality=quality)
+        image.save(f, format='JPEG', quality=quality, subsampling=0 if image.mode == 'RGB' else -1) # thin coloured lines stay as they are
         data = base64.b64encode(f.getvalue()).decode()
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img {size} alt="{escape(alt)}" src="data:image/jpeg;base64,{data}">'

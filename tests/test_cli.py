@@ -222,6 +222,8 @@ def test_predictions_are_not_overwritten_by_a_slip(competition, tmp_path):
     assert again.returncode == 2 and '--overwrite' in again.stderr
     assert ich('predict', folder, '--out', tmp_path/'out', '--overwrite').returncode == 0
     assert (tmp_path/'out'/'slices.csv').read_bytes() == before
+    assert 'any_ml' in (tmp_path/'out'/'studies.csv').read_text()
+    assert ich('predict', folder, '--out', tmp_path/'out', '--overwrite', '--no-volumes').returncode == 0 # as an archive's tables are
     archive = ich('predict', folder, '--out', tmp_path/'archive', '--archive')
     assert archive.returncode == 0 and 'Research software' in archive.stdout
     for name in ('slices.csv', 'studies.csv', 'left_out.csv'):

@@ -9,7 +9,7 @@ __all__ = ['IDENTITY', 'KEPT', 'CT_IMAGE', 'UIDS', 'PRIVATE', 'FINDING_SITES', '
            'VOLUME', 'MILLILITRE', 'OPERATING_POINT', 'CALLED', 'NO_UNIT', 'MAKER', 'SIDE', 'LINE', 'NOT_FOR_DIAGNOSIS',
            'made_uid', 'valid_uid', 'fit_header', 'finding', 'Drawn', 'Speaker', 'StudyAnswer', 'study_answer',
            'write_structured_report', 'write_segmentation', 'captioned', 'key_picture', 'write_picture', 'Result',
-           'study_objects', 'write_results', 'drawn_by']
+           'study_objects', 'write_results', 'drawn_by', 'drawn_of']
 
 # %% ../../nbs/apps/06_results.ipynb #6823bf67
 import re, textwrap, uuid, warnings
@@ -38,6 +38,7 @@ from ..data.upright import as_stored, pixel_mm, read_series
 from ..data.windowing import BRAIN, apply_window
 from ..labels import SUBTYPES
 from ..predict.explain import draw_maps, draws_maps, inside, outlined
+from ..predict.measured import named_kinds, told_volumes
 from ..predict.volume import volumes_ml
 
 # %% ../../nbs/apps/06_results.ipynb #f92549b0
@@ -373,13 +374,21 @@ def _drawn_here(drawn, place, name):
     mask = np.any([masks[place] for masks in drawn.masks.values()], 0)
     return mask, f'outline: segmentation by {name}' if mask.any() else f'nothing is drawn on this slice by {name}'
 
-def _outlined_in(answer, label, hu, predictor, series):
-    "What to draw a line round on a slice, bool (h, w), and what it is in words; (None, '') where there is nothing"
-    row,rows = answer.rows.loc[label],answer.rows[answer.rows.series_id.eq(answer.rows.series_id[label])]
-    drawn = answer.drawn.get(row.series_id)
+def _read_for(answer, label, maps):
+    "The HU of a slice, what to draw a line round, bool (h, w) or None, and that in words: of a series whose mask is at hand one slice is read"
+    rows = answer.rows[answer.rows.series_id.eq(answer.rows.series_id[label])]
+    drawn = answer.drawn.get(answer.rows.series_id[label])
     place = rows.index.get_loc(label)
-    if drawn and drawn.masks: return _drawn_here(drawn, place, drawn.name or answer.speaker.name)
-    if predictor is None or not draws_maps(predictor): return None, ''
+    masked = bool(drawn and drawn.masks)
+    read = read_series(rows if maps and not masked else rows.loc[[label]])
+    hu = read[place] if len(read) > 1 else read[0]
+    if isinstance(hu, Exception): raise hu
+    if masked: return hu, *_drawn_here(drawn, place, drawn.name or answer.speaker.name)
+    alike = all(getattr(one, 'shape', None) == hu.shape for one in read)
+    return hu, *(_pointed_out(maps, np.stack(read), place) if maps and alike else (None, ''))
+
+def _pointed_out(predictor, series, place):
+    "Where a model looked, and that in words"
     return inside(draw_maps(predictor, series, [place])[0, 0]), "outline: the model's own map of where it looked, no segmentation"
 
 def _lines_below(answer, label, words):
@@ -395,13 +404,8 @@ def key_picture(
     predictor=None # Draws its map where no mask is at hand; nothing unless given
 ) -> np.ndarray: # uint8, (h, w, 3)
     "A slice with what is said of it, and the warning, burnt in"
-    rows = answer.rows[answer.rows.series_id.eq(answer.rows.series_id[label])]
-    read = dict(zip(rows.index, read_series(rows)))
-    if isinstance(read[label], Exception): raise read[label]
-    alike = [o for o in read.values() if not isinstance(o, Exception) and o.shape == read[label].shape]
-    series = np.stack(alike) if len(alike) == len(rows) else None
-    mask,words = _outlined_in(answer, label, read[label], predictor if series is not None else None, series)
-    grey = apply_window(read[label], BRAIN)
+    hu,mask,words = _read_for(answer, label, predictor if predictor and draws_maps(predictor) else None)
+    grey = apply_window(hu, BRAIN)
     picture = outlined(grey, mask, 1) if mask is not None and mask.shape == grey.shape else np.repeat(grey[..., None], 3, -1)
     above = [f'{NOT_FOR_DIAGNOSIS} · {answer.speaker.name}, {MAKER} {__version__}', DISCLAIMER]
     return captioned(picture, above, _lines_below(answer, label, words))
@@ -491,12 +495,29 @@ def drawn_by(
 ): # Function of the rows of a series to `Drawn`, or None
     "Masks and volumes of series that are called positive, for `write_results`"
     def drawn(rows):
+        if not rows.positive.eq(1).any(): return None
         read = read_series(rows)
         side = pixel_mm(rows)
         alike = len({getattr(hu, 'shape', None) for hu in read}) == 1 and isinstance(read[0], np.ndarray)
-        if side is None or not alike or not rows.positive.eq(1).any(): return None
+        if side is None or not alike: return None
         bits = segmenter.masks(np.stack(read), (side, side))
         z,thickness = (rows[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
         volumes = volumes_ml(bits, side, z, np.where(np.isfinite(thickness), thickness, USUAL_THICKNESS))
         return Drawn({kind: (bits >> k & 1).astype(bool) for k,kind in enumerate(SUBTYPES[1:])}, volumes.to_dict(), segmenter.config['name'])
+    return drawn
+
+# %% ../../nbs/apps/06_results.ipynb #43014c06
+def drawn_of(
+    found # `Predictions`, as `measured` gives them
+): # Function of the rows of a series to `Drawn`, or None
+    "Masks and volumes that predictions hold, for `write_results`"
+    def drawn(rows):
+        known = {label: found.mask_of(label) for label in rows.index if label in (found.masks or {})}
+        if not known: return None
+        empty = np.zeros_like(next(iter(known.values())))
+        bits = np.stack([known.get(label, empty) for label in rows.index])
+        kinds = named_kinds(found.studies[found.studies.study_id.eq(rows.study_id.iloc[0])].iloc[0])
+        ml = told_volumes(bits, rows, kinds) if rows.index[rows.positive.eq(1)].isin(known).all() else []
+        volumes = {kind: value for kind,value in zip(SUBTYPES, ml) if pd.notna(value)}
+        return Drawn({kind: (bits >> k & 1).astype(bool) for k,kind in enumerate(SUBTYPES[1:])}, volumes, found.outlined_by)
     return drawn

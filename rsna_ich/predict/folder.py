@@ -172,6 +172,11 @@ def studies_table(
     return studies.sort_values(['positive', 'any'], ascending=False, kind='stable', na_position='last', ignore_index=True)
 
 # %% ../../nbs/predict/03_folder.ipynb #6a1ff423
+def _written(table):
+    "A table as it is written: millilitres with one decimal"
+    ml = [name for name in table if name.endswith('_ml')]
+    return table.assign(**{name: table[name].map('{:.1f}'.format, na_action='ignore') for name in ml})
+
 @dataclass
 class Predictions:
     "What was found in a folder: one row a slice, one a study, and which files were left out"
@@ -182,6 +187,8 @@ class Predictions:
     seconds:float # From the first file to the last probability
     skipped:tuple = () # Names of files beside the slices that are none by their names
     table:pd.DataFrame|None = None # As `slices_table` gives it, with the same index as `slices`
+    masks:dict|None = None # {label of a slice: what is outlined on it}, where that was asked for
+    outlined_by:str = '' # The network that did it
 
     def submission(self):
         "Six probabilities of each image that was read"
@@ -196,7 +203,7 @@ class Predictions:
         "Write the tables, probabilities with six decimals"
         out = Path(out)
         for name in ('slices', 'studies', 'left_out'):
-            with atomic_path(out/f'{name}.csv') as p: getattr(self, name).to_csv(p, index=False, float_format='%.6f')
+            with atomic_path(out/f'{name}.csv') as p: _written(getattr(self, name)).to_csv(p, index=False, float_format='%.6f')
         write_submission(self.submission(), out/'submission.csv', sample=sample, missing=missing)
         with atomic_path(out/'about.txt') as p: p.write_text(self.about + '\n', encoding='utf-8')
         return out

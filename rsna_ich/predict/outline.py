@@ -43,13 +43,17 @@ class Segmenter:
 
     def masks(self,
         hu, # int16 HU of one series, (n, h, w)
-        pixel_mm=None # Of a row and a column, mm, where known
+        pixel_mm=None, # Of a row and a column, mm, where known
+        at=None # Numbers of the slices to outline, the others stay empty; all unless given
     ) -> np.ndarray: # uint8, (n, h, w): bit k is set where SUBTYPES[k+1] bleeds
         "Where each kind bleeds"
         hu = np.maximum(np.asarray(hu), -1024).astype('int16')
         box = head_box(hu, pixel_mm=pixel_mm)
-        small = crop_resize(hu, box, self.config['size'], hu.min())
-        return np.stack([self._one(picture, box, hu.shape[1:]) for picture in small])
+        found = np.zeros(hu.shape, 'uint8')
+        for k in range(len(hu)) if at is None else at:
+            small = crop_resize(hu[k:k+1], box, self.config['size'], hu.min())
+            found[k] = self._one(small[0], box, hu.shape[1:])
+        return found
 
     def _one(self, hu, box, shape):
         "The mask of one prepared slice, on the original pixels"

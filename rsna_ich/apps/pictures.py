@@ -53,6 +53,7 @@ class PictureReader:
     def __init__(self): self._pool = None
     def __enter__(self): return self
     def __exit__(self, *args): self._stop()
+    def __del__(self): self._stop()
 
     def _stop(self):
         if self._pool: self._pool.terminate()
@@ -108,4 +109,5 @@ def predict_pictures(
     studies = studies_table(slices, predictor.study_of)
     lost = slices[slices.status.ne('ok')]
     left_out = lost[['path', 'status']].set_axis(['path', 'reason'], axis=1)
-    return Predictions(slices[SLICE_COLUMNS], studies, left_out, about_pictures(predictor), time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Predictions(slices[SLICE_COLUMNS], studies, left_out, about_pictures(predictor), seconds, table=slices, reader=PictureReader())

@@ -187,6 +187,7 @@ class Predictions:
     seconds:float # From the first file to the last probability
     skipped:tuple = () # Names of files beside the slices that are none by their names
     table:pd.DataFrame|None = None # As `slices_table` gives it, with the same index as `slices`
+    reader:object = None # Function of a path to HU, where the files are no DICOM
     masks:dict|None = None # {label of a slice: what is outlined on it}, where that was asked for
     outlined_by:str = '' # The network that did it
 

@@ -88,10 +88,10 @@ def told_volumes(
 ) -> list: # ml by SUBTYPES, NaN where there is none to tell
     "The volumes of a series that agree with an answer"
     side = pixel_mm(rows)
-    if side is None or len(rows) < MIN_SLICES: return _NO_ML
-    z,thickness = (rows[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
-    try: return _told(volumes_ml(masks, side, z, thickness), kinds)
-    except ValueError: return _NO_ML # neither positions nor thickness
+    z = rows.z_mm.to_numpy('float64', na_value=np.nan)
+    placed = np.isfinite(z).all() and len(np.unique(z.round(2))) == len(z) # a slice that is there twice would bleed twice
+    if side is None or not placed or len(rows) < MIN_SLICES: return _NO_ML
+    return _told(volumes_ml(masks, side, z), kinds)
 
 # %% ../../nbs/predict/11_measured.ipynb #900d8962
 def outline_series(

@@ -6,10 +6,10 @@ Docs: https://rsna-ich.github.io/rsna_ich/core.html.md"""
 
 # %% auto #0
 __all__ = ['DISCLAIMER', 'LONGEST_BEGINNING', 'InputError', 'a_few', 'did_you_mean', 'extra_for', 'MissingExtra', 'needs_extra',
-           'atomic_path', 'read_journal', 'Journal', 'progress', 'real_data']
+           'is_temporary', 'atomic_path', 'read_journal', 'Journal', 'progress', 'real_data']
 
 # %% ../nbs/00_core.ipynb #21104be6
-import json, os, shutil, uuid, warnings
+import json, os, re, shutil, uuid, warnings
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -98,6 +98,12 @@ def _temporary(path):
     "A hidden name beside `path`, which no other process chooses, for what is not whole yet"
     beginning = os.fsdecode(os.fsencode(path.name)[:LONGEST_BEGINNING])
     return path.parent/f'.{beginning}.{uuid.uuid4().hex[:8]}.tmp'
+
+def is_temporary(
+    name:str # Of a file or folder
+) -> bool:
+    "Is it a name of `atomic_path` for what is not whole yet, perhaps left by a killed process?"
+    return bool(re.fullmatch(r'\..*\.[0-9a-f]{8}\.tmp', name, re.DOTALL))
 
 # %% ../nbs/00_core.ipynb #68631264
 @contextmanager

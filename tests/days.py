@@ -2,7 +2,7 @@
 
 `python tests/days.py kill predict --times 20` does one thing to one command twenty times, from a seed, and counts what was lost;
 `--all` does everything to every command, which takes a while. What was imported once is forked for each try, so a try costs
-what the command itself costs. `test_days.py` runs a few of each; `nbs/benchmarks/05_days.ipynb` tells what came out."""
+what the command itself costs. `test_days.py` runs a few of each; `nbs/benchmarks/04_hostile.ipynb` tells what came out."""
 import argparse
 import collections
 import ctypes
@@ -53,7 +53,7 @@ def said_of(folder): # Beside it: where the folder is full, there is still room 
 
 def start(command, inputs, folder, before=lambda: None):
     "The id of a forked process that runs `ich command` in `folder` after `before()`; it says what it says into a file beside it"
-    args = [o.format(**inputs) for o in COMMANDS[command].split()]
+    args = command if isinstance(command, list) else [o.format(**inputs) for o in COMMANDS[command].split()]
     pid = os.fork()
     if pid: return pid
     status = 99

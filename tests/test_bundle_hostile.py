@@ -25,7 +25,24 @@ def weights(shape, n=4):
     return struct.pack('<Q', len(header)) + header + bytes(4*n)
 
 
+def changed(**values):
+    "Harm that gives the description other values"
+    def change(bundle):
+        path = bundle/'config.json'
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return change
+
+
 HARM = {
+    'pictures of terabytes': changed(size=10**6),
+    'crops of petabytes': changed(store_size=10**7),
+    'a million neighbours': changed(neighbours=10**6),
+    'no size': changed(size=0),
+    'a temperature of nothing': changed(temperature=0),
+    'a temperature that is no number': changed(temperature=float('nan')),
+    'a bias that is no number': changed(bias=[None]*6),
+    'made by a newer version': changed(version='99.0', pool='attention'),
+    'config nested without end': lambda b: (b/'config.json').write_text('['*100_000),
     'no config': lambda b: (b/'config.json').unlink(),
     'config is no JSON': lambda b: (b/'config.json').write_text('{"name": '),
     'config is a list': lambda b: (b/'config.json').write_text('[1, 2]'),

@@ -1,4 +1,4 @@
-"""A few of the bad days of `days.py`, which `nbs/benchmarks/05_days.ipynb` counts by the twenty"""
+"""A few of the bad days of `days.py`, which `nbs/benchmarks/04_hostile.ipynb` counts by the twenty"""
 import os
 import subprocess
 import sys

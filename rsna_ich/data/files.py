@@ -11,12 +11,13 @@ __all__ = ['LONGEST_NAME', 'SIDE_SUFFIXES', 'SIDE_NAMES', 'ARCHIVES', 'MARK', 'O
 
 # %% ../../nbs/data/03_files.ipynb #da45cb2e
 import functools, gzip, hashlib, io, os, re, stat, zipfile
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from ..core import InputError
+from ..core import InputError, is_temporary
 from .dicom import MAX_BYTES, SliceError
 
 # %% ../../nbs/data/03_files.ipynb #ad5a8056
@@ -184,20 +185,27 @@ def _parents(root):
     "Identities of the folders that hold `root`"
     return {_identity(o) for o in Path(root).resolve().parents}
 
+# %% ../../nbs/data/03_files.ipynb #4265ad91
+def _leads_to_folder(link):
+    "Does a link lead to a folder, and not back to itself?"
+    try: return link.is_symlink() and link.is_dir()
+    except OSError: return False
+
 def _in_folder(folder):
-    "Names in a folder: real folders, links to folders, and everything else"
-    with os.scandir(folder) as found: entries = sorted(found, key=lambda o: o.name)
+    "Names in a folder: real folders, links to folders, and everything else but what is not whole yet"
+    with os.scandir(folder) as found: entries = sorted((o for o in found if not is_temporary(o.name)), key=lambda o: o.name)
     folders = [o.path for o in entries if o.is_dir(follow_symlinks=False)]
-    links = [o.path for o in entries if o.is_symlink() and o.is_dir()]
-    return folders, links, [o.path for o in entries if o.path not in {*folders, *links}]
+    links = [o.path for o in entries if _leads_to_folder(o)]
+    known = {*folders, *links}
+    return folders, links, [o.path for o in entries if o.path not in known]
 
 # %% ../../nbs/data/03_files.ipynb #37f57904
 def _below(root):
     "(folder, its file paths or a reason) of every folder below `root`, itself included"
     above,seen = _parents(root),set()
-    folders,links = [root],[]
+    folders,links = deque([root]),deque()
     while folders or links:
-        folder = folders.pop(0) if folders else links.pop(0)
+        folder = (folders or links).popleft()
         try:
             who = _identity(folder)
             if who in above: yield folder, 'a link to a folder that holds this one: not followed'

@@ -9,7 +9,7 @@ __all__ = ['NOTE', 'WARNING', 'QUIRK_SENTENCES', 'Quirk', 'explain_quirk', 'spli
            'Competition', 'find_competition', 'QualityReport', 'check_folder']
 
 # %% ../../nbs/data/14_quality.ipynb #14ad63d9
-import re, zipfile
+import os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -154,7 +154,7 @@ def find_competition(
     if not folder.is_dir(): raise InputError(folder, 'no such folder')
     for d in [folder, *sorted(o for o in folder.iterdir() if o.is_dir() and not o.name.startswith('.'))]:
         for stage in 'stage_2','stage_1':
-            train,test = (next((p for end in ('', '_images') if (p := d/f'{stage}_{o}{end}').is_dir()), None)
+            train,test = (next((p for end in ('', '_images') if os.path.isdir(p := d/f'{stage}_{o}{end}')), None) # whatever may not be entered holds none
                 for o in ('train', 'test'))
             if train or test: return Competition(d, find_labels(d), find_sample(d), train, test)
     if found := _in_archive(folder): return found

@@ -50,8 +50,7 @@ def _read(source):
     path = Path(source)
     if path.is_dir(): return _read_folder(path)
     if not path.is_file(): raise InputError(path, 'no such file')
-    try: return read_table(path), path
-    except Exception as e: raise InputError(path, f'cannot be read as a table: {e}') from e
+    return read_table(path), path
 
 # %% ../../nbs/judge/01_truth.ipynb #8d909989
 def _parted(table, name):

@@ -61,7 +61,7 @@ def volumes_in_words(
     kinds = {name: study[f'{name}_ml'] for name in SUBTYPES[1:] if pd.notna(study[f'{name}_ml'])}
     if list(kinds.values()) == [study.any_ml]: what,of_kinds = f'{[*kinds][0]} blood', ''
     else: what,of_kinds = 'blood', ''.join(f', {name} {_ml(value)}' for name,value in kinds.items())
-    return f'Outlined: about {_ml(study.any_ml)} of {what}{of_kinds}. Estimated from simulated training.'
+    return f'Outlined: about {_ml(study.any_ml)} of {what}{of_kinds}. Estimated from simulated training, see below how far off.'
 
 def _ml(value): return f'{value:.0f} ml' if value >= 10 else f'{value:.1f} ml'
 
@@ -92,7 +92,7 @@ STYLE = '''<style>.strip{display:flex;gap:1px;height:2.2rem;margin:.6rem 0;max-w
 .study h3{overflow-wrap:anywhere} .warn{overflow-wrap:anywhere}
 .strip .yes{border-bottom-color:var(--truth)} .study{scroll-margin-top:1rem} .study h2 small{font-weight:400;color:var(--soft);overflow-wrap:anywhere;display:block;font-size:.8rem}
 .verdict{font-size:1.1rem;font-weight:600} .verdict.yes{color:var(--truth)} a{color:var(--model)} a.card{color:inherit;font-size:.85rem;text-decoration:none;display:block}
-.study figure img,a.card img{width:100%;height:auto} a.card b{display:block;overflow-wrap:anywhere;font-size:.85rem} figcaption{overflow-wrap:anywhere}
+.study figure img,a.card img{width:100%;height:auto} a.card .soft{font-size:.8rem} a.card b{display:block;overflow-wrap:anywhere;font-size:.85rem} figcaption{overflow-wrap:anywhere}
 .key{font-size:.85rem;color:var(--soft);margin:.3rem 0} .key::before{content:"";display:inline-block;width:1.2rem;margin-right:.4rem;vertical-align:middle;border-top:3px solid}
 .key.pointed::before{border-color:#ff8c00} .key.outlined::before{border-color:#57b5e8}
 .large{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));margin-bottom:1rem}
@@ -281,7 +281,7 @@ def _card(study, views, link):
     view = views[0] if views and not isinstance(views[0].hu, Exception) else None
     shown = view.picture(BRAIN, 180) if view else paragraph('Nothing could be read.', 'soft')
     words = f'any {study["any"]:.2f}' if study.n_slices else 'nothing read'
-    kinds = kinds_in_words(study) if was_called(study) else ''
+    kinds = ', '.join(named_kinds(study)) if was_called(study) else ''
     if pd.notna(study.get('any_ml')): words += f', {_ml(study.any_ml)}'
     return f'<a class="card" href="{link}">{shown}<b>{study.name + 1}. {escape(str(study.patient_id or study.study_id))}</b>{escape(words)}<br><span class="soft">{escape(kinds)}</span></a>'
 

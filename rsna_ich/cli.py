@@ -474,9 +474,7 @@ def _refuse_together(**wishes):
 def _write_found(found, predictor, out, volumes, report, dicom):
     "Tables, page and DICOM objects of predictions"
     with _writing(out):
-        if volumes:
-            import rsna_ich.predict.measured
-            found = found.measured(keep=out/'.unfinished')
+        if volumes: found = found.measured(keep=out/'.unfinished')
         found.save(out)
         _say_found(found, out)
         if report:

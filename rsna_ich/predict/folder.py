@@ -7,7 +7,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/predict/folder.html.md"""
 # %% auto #0
 __all__ = ['SLICE_COLUMNS', 'GEOMETRY', 'STUDY_COLUMNS', 'find_slices', 'side_files', 'state_of_files', 'Frame', 'Found',
            'read_frames', 'by_size', 'open_journal', 'slices_table', 'key_slices', 'study_warnings', 'studies_table',
-           'Predictions']
+           'rounded_ml', 'Predictions']
 
 # %% ../../nbs/predict/03_folder.ipynb #5722c8bd
 from dataclasses import dataclass
@@ -138,7 +138,7 @@ def _quirk_words(rows):
     for quirk in warnings_of(rows.quirks):
         n = int(rows.quirks.fillna('').str.contains(quirk, regex=False).sum())
         some = '' if n == len(rows) else f' ({n} of {len(rows)} slices)'
-        yield f'{quirk}{some}: {explain_quirk(quirk).sentence}'
+        yield f'{quirk}{some}: {explain_quirk(quirk).sentence.rstrip(".")}'
 
 def study_warnings(
     rows # Of one study, as `slices_table` gives them
@@ -172,8 +172,10 @@ def studies_table(
     return studies.sort_values(['positive', 'any'], ascending=False, kind='stable', na_position='last', ignore_index=True)
 
 # %% ../../nbs/predict/03_folder.ipynb #6a1ff423
-def _written(table):
-    "A table as it is written: millilitres with one decimal"
+def rounded_ml(
+    table # Of slices or studies
+) -> pd.DataFrame: # Its columns that end in _ml are text with one decimal, or absent
+    "A table as it is written: nobody knows a hundredth of a millilitre"
     ml = [name for name in table if name.endswith('_ml')]
     return table.assign(**{name: table[name].map('{:.1f}'.format, na_action='ignore') for name in ml})
 
@@ -204,7 +206,7 @@ class Predictions:
         "Write the tables, probabilities with six decimals"
         out = Path(out)
         for name in ('slices', 'studies', 'left_out'):
-            with atomic_path(out/f'{name}.csv') as p: _written(getattr(self, name)).to_csv(p, index=False, float_format='%.6f')
+            with atomic_path(out/f'{name}.csv') as p: rounded_ml(getattr(self, name)).to_csv(p, index=False, float_format='%.6f')
         write_submission(self.submission(), out/'submission.csv', sample=sample, missing=missing)
         with atomic_path(out/'about.txt') as p: p.write_text(self.about + '\n', encoding='utf-8')
         return out

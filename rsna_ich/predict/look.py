@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core import InputError
 from ..data.upright import read_series
 from ..data.windowing import BRAIN, Window, apply_window
-from .folder import Predictions, key_slices
+from .folder import Predictions, key_slices, rounded_ml
 
 # %% ../../nbs/predict/04_look.ipynb #69be525d
 @patch
@@ -46,12 +46,13 @@ def of_dicom(self:Predictions):
 
 # %% ../../nbs/predict/04_look.ipynb #d877b93a
 IN_A_FIGURE = 28 # slices on one figure unless told
-_POSITIVE,_OTHER = '#b85c00','#57606a'
+_POSITIVE,_OTHER,_BLOOD = '#b85c00','#57606a','#57b5e8'
 
-def _show_row(ax, row, hu, window):
-    "One slice with its probability, or why it cannot be shown"
+def _show_row(ax, row, hu, window, mask=None):
+    "One slice with its probability and what is outlined on it, or why it cannot be shown"
     if isinstance(hu, Exception): ax.text(.5, .5, getattr(hu, 'reason', hu), ha='center', wrap=True, fontsize=6, transform=ax.transAxes)
     else: ax.imshow(apply_window(hu, window), cmap='gray', vmin=0, vmax=1)
+    if mask is not None and mask.any(): ax.contour(mask > 0, levels=[.5], colors=_BLOOD, linewidths=1.5)
     positive = row.positive == 1
     ax.set_title(f'{row["any"]:.2f}{" positive" if positive else ""}', fontsize=8, pad=2, color=_POSITIVE if positive else _OTHER)
 
@@ -61,7 +62,8 @@ def show_slices(
     cols:int=7, # Pictures in a row
     window:Window=BRAIN, # Through which they are shown
     titles=None, # A line above each, instead of the probability
-    pictures=None # Their HU, or the reason why there is none; read from their DICOM files unless given
+    pictures=None, # Their HU, or the reason why there is none; read from their DICOM files unless given
+    masks=None # What is outlined on each, or None
 ): # matplotlib figure
     "Slices side by side, with their probability of any bleeding"
     import matplotlib.pyplot as plt
@@ -71,8 +73,9 @@ def show_slices(
     fig,axes = plt.subplots(rows, cols, figsize=(side*cols, side*rows*1.1), squeeze=False, dpi=70, layout='constrained')
     for ax in axes.flat: ax.axis('off')
     pictures = read_series(slices) if pictures is None else pictures
-    for k,(ax,(_,row),hu) in enumerate(zip(axes.flat, slices.iterrows(), pictures)):
-        _show_row(ax, row, hu, window)
+    masks = [None]*len(slices) if masks is None else masks
+    for k,(ax,(_,row),hu,mask) in enumerate(zip(axes.flat, slices.iterrows(), pictures, masks)):
+        _show_row(ax, row, hu, window, mask)
         if titles is not None: ax.set_title(titles[k], fontsize=8, pad=2)
     plt.close(fig)
     return fig
@@ -86,7 +89,7 @@ def show_batch(self:Predictions,
 ): # matplotlib figure
     "The first slices that were read, in their order"
     read = self.slices.index[self.slices.status.eq('ok')]
-    return show_slices(self.rows(read[:n]), cols, window, pictures=self.pictures(read[:n]))
+    return self._show(read[:n], cols, window)
 
 @patch
 def show_worst(self:Predictions,
@@ -97,7 +100,13 @@ def show_worst(self:Predictions,
     "The most suspicious slice of each study, the most urgent study first"
     keys = key_slices(self.slices)
     urgent = [keys[study] for study in self.studies.study_id if study in keys][:n]
-    return show_slices(self.rows(urgent), cols, window, pictures=self.pictures(urgent))
+    return self._show(urgent, cols, window)
+
+@patch
+def _show(self:Predictions, index, cols, window):
+    "Slices with what is outlined on them, where that was asked for"
+    masks = [self.mask_of(label) for label in index] if self.masks else None
+    return show_slices(self.rows(index), cols, window, pictures=self.pictures(index), masks=masks)
 
 # %% ../../nbs/predict/04_look.ipynb #006088cc
 def counted(
@@ -120,7 +129,7 @@ def in_short(
 def _repr_html_(self:Predictions):
     studies = self.studies.drop(columns=['patient_id'], errors='ignore').head(20)
     more = f'<p>and {len(self.studies) - len(studies):,} studies more</p>' if len(self.studies) > len(studies) else ''
-    table = studies.to_html(index=False, float_format='{:.3f}'.format, na_rep='–', border=0)
+    table = rounded_ml(studies).to_html(index=False, float_format='{:.3f}'.format, na_rep='–', border=0)
     return f'<p><b>{escape(in_short(self))}</b></p>{table}{more}<p>{escape(self.about)}</p>'
 
 @patch

@@ -32,6 +32,7 @@ from .archive import PORTION_SLICES, left_out_rows, predict_portions, write_arch
 from .folder import (SLICE_COLUMNS, Found, Predictions, by_size, find_slices, read_frames, side_files,
                                      slices_table, state_of_files, studies_table)
 from .look import show_slices # and `Predictions.show_worst` with it
+from .measured import about_volumes # and `Predictions.measured` with it
 from .member import Member, check_views, in_portions
 
 # %% ../../nbs/predict/05_predictor.ipynb #d538df0b

@@ -63,7 +63,7 @@ def volumes_in_words(
     else: what,of_kinds = 'blood', ''.join(f', {name} {_ml(value)}' for name,value in kinds.items())
     return f'Outlined: about {_ml(study.any_ml)} of {what}{of_kinds}. Estimated from simulated training, see below how far off.'
 
-def _ml(value): return f'{value:.0f} ml' if value >= 10 else f'{value:.1f} ml'
+def _ml(value): return f'{value:.0f} ml' if value >= 9.95 else f'{value:.1f} ml'
 
 # %% ../../nbs/predict/07_worklist.ipynb #77c0322d
 URGENT = 5 # studies that are named

@@ -105,6 +105,14 @@ def is_temporary(
     "Is it a name of `atomic_path` for what is not whole yet, perhaps left by a killed process?"
     return bool(re.fullmatch(r'\..*\.[0-9a-f]{8}\.tmp', name, re.DOTALL))
 
+# %% ../nbs/00_core.ipynb #fa0ce00c
+def _systems_own(error, path):
+    "The `OSError` that a library written in Rust, such as safetensors, put into one of its own; else the same error"
+    found = re.search(r'\(os error (\d+)\)', str(error))
+    if isinstance(error, OSError) or not found: return error
+    number = int(found[1])
+    return OSError(number, os.strerror(number), str(path))
+
 # %% ../nbs/00_core.ipynb #68631264
 @contextmanager
 def atomic_path(
@@ -122,6 +130,7 @@ def atomic_path(
         yield target
         if folder and path.is_dir(): shutil.rmtree(path)
         os.replace(target, path)
+    except Exception as e: raise _systems_own(e, path)
     finally:
         try: shutil.rmtree(temp, ignore_errors=True)
         finally: shutil.rmtree(temp, ignore_errors=True) # again, where the first was interrupted

@@ -252,13 +252,14 @@ def _look_at_series(rows):
 def _decode(t, n_jobs):
     "The table with a reason for each slice whose pixels cannot be used, and a quirk where a series is unlike a head"
     rows = frame_rows(t)
-    groups = [o for _,o in rows[rows.status.eq('ok')].groupby(['study_id', 'series_id'], sort=False)]
+    rows = rows[rows.status.eq('ok')]
+    places = list(rows.groupby(['study_id', 'series_id'], sort=False).indices.values())
     pool = Parallel(n_jobs=n_jobs if len(rows) > 500 else 1, return_as='generator')
-    found = pool(delayed(_look_at_series)(o) for o in groups)
+    found = pool(delayed(_look_at_series)(rows.iloc[o]) for o in places) # a table a series would take more memory than its pixels
     reasons,odd = {},{}
-    for rows,(bad,quirk) in zip(groups, progress(found, total=len(groups), desc='pixels', unit='series')):
+    for some,(bad,quirk) in zip(places, progress(found, total=len(places), desc='pixels', unit='series')):
         reasons |= bad
-        if quirk: odd |= dict.fromkeys(rows.path, quirk)
+        if quirk: odd |= dict.fromkeys(rows.path.iloc[some], quirk)
     t['status'] = t.status.where(~t.path.isin(reasons), t.path.map(reasons))
     t['quirks'] = (t.quirks.fillna('') + '; ' + t.path.map(odd).astype(object).fillna('')).str.strip('; ')
     return order_slices(t) if reasons else t

@@ -16,6 +16,7 @@ from rsna_ich.data.quality import check_folder
 from rsna_ich.data.slices import frame_rows, read_slices
 from rsna_ich.data.upright import read_series
 from rsna_ich.predict.folder import find_slices
+from rsna_ich.predict.predictor import Predictor
 
 SIZE = 16
 
@@ -162,6 +163,27 @@ def test_what_a_series_is(tmp_path):
     assert table.groupby('study_id').patient_id.nunique().eq(1).all() and table.study_id.nunique() == 3
 
 
+def test_a_study_whose_identifier_differs_in_every_slice(tmp_path):
+    def of(patient, **tags): return [ct(5*i, PatientID=patient, StudyInstanceUID=f'1.{patient}.{i}', SeriesInstanceUID=f'1.{patient}.{i}',
+                                        SOPInstanceUID=f'1.{patient}.{i}.1', **tags) for i in range(9)]
+    write(of('4', FrameOfReferenceUID='1.9', SeriesNumber=2), tmp_path/'framed')
+    write(of('5'), tmp_path/'nothing but the patient') # as in the competition's headers, which have neither frame nor number
+    write(of('6', FrameOfReferenceUID='1.9', SeriesNumber=2), tmp_path/'a frame of another patient')
+    table = read_slices(tmp_path)
+    assert usable(table).groupby('patient_id')[['study_id', 'series_id']].nunique().eq(1).all(axis=None)
+    assert table.study_id.nunique() == 3 and table.groupby('study_id').patient_id.nunique().eq(1).all()
+    assert table.quirks.str.contains('study id of each slice: 9 put together').all()
+    assert table.slice_index.tolist() == [*range(9)]*3
+
+
+def test_sixteen_bits_that_lost_their_sign(tmp_path):
+    def lost(z): return ct(z, head(z).view('u2'), PixelRepresentation=0, PixelData=head(z).astype('<i2').tobytes())
+    write([lost(5*i) for i in range(3)], tmp_path)
+    table = read_slices(tmp_path)
+    assert table.quirks.str.contains('unsigned intercept 0').all()
+    for z, hu in zip((0, 5, 10), read_series(table)): assert (hu == head(z)).all()
+
+
 def test_one_instance_in_two_codings(tmp_path):
     write(stack(3), tmp_path/'plain')
     packed = stack(3)
@@ -185,6 +207,21 @@ def test_frames_by_position(tmp_path):
     rows = frame_rows(read_slices(tmp_path))
     assert rows.z_mm.tolist() == [0, 5, 10, 15]
     assert [o[2, 8] for o in read_series(rows)] == [200, 205, 210, 215]
+
+
+def test_predictions_inside_their_own_input_go_on_where_they_were_stopped(tmp_path, monkeypatch):
+    for k in range(3): write([ct(5*i, StudyInstanceUID=f'1.{k}', SeriesInstanceUID=f'1.{k}.1', SOPInstanceUID=f'1.{k}.1.{i}') for i in range(3)], tmp_path/f'{k}')
+    predictor, looked_at, rows_of = Predictor(), [], Predictor.predict_rows
+    def look(self, rows):
+        looked_at.append(rows.study_id.iloc[0])
+        if looked_at == ['1.0', '1.1', '1.2']: raise KeyboardInterrupt
+        return rows_of(self, rows)
+    monkeypatch.setattr(Predictor, 'predict_rows', look)
+    with pytest.raises(KeyboardInterrupt): predictor.predict(tmp_path, 1, keep=tmp_path/'results'/'.unfinished')
+    assert list((tmp_path/'results'/'.unfinished').rglob('finished.jsonl'))
+    found = predictor.predict(tmp_path, 1, keep=tmp_path/'results'/'.unfinished')
+    assert looked_at == ['1.0', '1.1', '1.2', '1.2'] # only what was not finished
+    assert len(found.slices) == 9 and not len(found.left_out)
 
 
 def test_a_report_is_of_the_files_as_they_are(tmp_path):

@@ -66,6 +66,7 @@ _NAME_SENTENCES = {
     'no series id': (NOTE, 'The header does not name the series; the folder stands for it.'),
     'repeated id': (WARNING, 'Another slice has the same identifier and other pixels. Both were kept.'),
     'study id of several patients': (WARNING, 'Slices of several patients carry one study identifier, so they were kept apart.'),
+    'study id of each slice': (WARNING, 'Every slice has a study identifier of its own. They were put together by patient, frame of reference and position.'),
     'series id of each slice': (NOTE, 'Every slice has a series identifier of its own; they were put together by number, orientation and position.')}
 
 # %% ../../nbs/data/14_quality.ipynb #c890d5e5

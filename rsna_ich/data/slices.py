@@ -6,9 +6,9 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/slices.html.md"""
 
 # %% auto #0
 __all__ = ['COLUMNS', 'STEEP', 'SCOUT', 'NO_SLICES', 'USUAL_THICKNESS', 'RESULT_SERIES', 'MIN_TILT', 'ADULT', 'HEAD_WORDS',
-           'SAME_MM', 'OFF_AXIS', 'PASSES', 'SAME_HU', 'ORDER_BY', 'GAP_RATIO', 'MIXED_RATIO', 'slice_normal',
-           'order_slices', 'read_slices', 'files_key', 'write_slices', 'load_slices', 'series_groups', 'frame_rows',
-           'slices_from_headers']
+           'SAME_MM', 'OFF_AXIS', 'FRAMED', 'EVEN', 'PASSES', 'SAME_HU', 'ORDER_BY', 'GAP_RATIO', 'MIXED_RATIO',
+           'slice_normal', 'order_slices', 'read_slices', 'files_key', 'write_slices', 'load_slices', 'series_groups',
+           'frame_rows', 'slices_from_headers']
 
 # %% ../../nbs/data/05_slices.ipynb #b1b303cf
 import functools, hashlib, itertools, math, os, re, shutil
@@ -112,7 +112,7 @@ def _seconds(text):
 
 # %% ../../nbs/data/05_slices.ipynb #e6720cba
 _BELONGS = dict(kernel='ConvolutionKernel', stack='StackID', temporal='TemporalPositionIdentifier', acquisition='AcquisitionNumber',
-    series_number='SeriesNumber', frame_of_reference='FrameOfReferenceUID', image_type='ImageType')
+    series_number='SeriesNumber', frame_of_reference='FrameOfReferenceUID', image_type='ImageType', date='StudyDate')
 
 def _belongings(header):
     "What tells which slices belong together"
@@ -223,18 +223,45 @@ def _directions(rows):
 
 OFF_AXIS = 2 # degrees between the normals of two slices from which they are of two stacks
 
+# %% ../../nbs/data/05_slices.ipynb #ebf46e33
+FRAMED = 3 # single slices in one frame of reference from which they are a stack
+EVEN = 8   # single slices from which they are a stack by their even steps alone
+
+def _evenly_placed(rows):
+    "Do slices follow one another, none at the place of another, none much farther than usual?"
+    steps = np.diff(np.sort(rows.z_mm.to_numpy(float)))
+    return bool(steps.min() >= SAME_MM and steps.max() <= 2*np.median(steps))
+
+def _one_stack(rows, numbered):
+    "Are single slices one stack by all but an identifier, where a *Series Number* counts if `numbered`?"
+    if len(rows) < 2 or len(set(_directions(rows))) > 1 or np.ptp(rows.z_mm) < SAME_MM: return False
+    framed = rows.shared_frame.notna().all()
+    numbered = numbered and rows.series_number.notna().all() and (framed or rows.frame_of_reference.isna().all())
+    return numbered or (framed and len(rows) >= FRAMED) or (len(rows) >= EVEN and _evenly_placed(rows))
+
+def _join(table, alone, alike, column, numbered):
+    "Give rows of `alone` that are alike and one stack the identifier of the lowest; which those are"
+    frame = table.frame_of_reference[alone]
+    single = table[alone].assign(shared_frame=frame.where(frame.duplicated(keep=False)))
+    for _,rows in single.groupby([*alike, 'shared_frame'], dropna=False):
+        if not _one_stack(rows, numbered): continue
+        table.loc[rows.index, column] = rows[column][rows.z_mm.idxmin()]
+        yield rows.index
+
+# %% ../../nbs/data/05_slices.ipynb #712456e8
+def _join_single_studies(table):
+    "Put single slices of one known patient together that are a study by all but their identifier"
+    alone = table.status.eq('ok') & table.frame.eq(0) & table.z_mm.notna() & table.study_id.ne('')
+    alone &= ~table.quirks.str.contains('no (?:patient|study) id', na=False) & ~table.study_id.duplicated(keep=False)
+    for rows in _join(table, alone, ['patient_id', 'date', 'rows', 'cols'], 'study_id', False):
+        _add_quirk(table, rows, f'study id of each slice: {len(rows)} put together')
+
 def _join_single_slices(table):
     "Put single slices of one study together that are a series by all but their identifier"
-    usable = table.status.eq('ok') & table.frame.eq(0)
-    alone = usable & ~table.duplicated(['study_id', 'series_id'], keep=False) & table.z_mm.notna()
-    alone &= table.series_number.notna() | table.frame_of_reference.notna()
-    alike = ['study_id', 'series_number', 'frame_of_reference', 'rows', 'cols', 'kernel', 'image_type']
-    for _,rows in table[alone].groupby(alike, dropna=False):
-        numbered = rows.series_number.notna().all()
-        if len(rows) < (2 if numbered else 3) or len(set(_directions(rows))) > 1: continue
-        if np.ptp(rows.z_mm) < SAME_MM: continue
-        table.loc[rows.index, 'series_id'] = rows.series_id[rows.z_mm.idxmin()]
-        _add_quirk(table, rows.index, f'series id of each slice: {len(rows)} put together')
+    alone = table.status.eq('ok') & table.frame.eq(0) & table.z_mm.notna()
+    alone &= ~table.duplicated(['study_id', 'series_id'], keep=False)
+    for rows in _join(table, alone, ['study_id', 'series_number', 'rows', 'cols', 'kernel', 'image_type'], 'series_id', True):
+        _add_quirk(table, rows, f'series id of each slice: {len(rows)} put together')
 
 # %% ../../nbs/data/05_slices.ipynb #9fe122ac
 PASSES = dict(temporal='time point', acquisition='acquisition', time='time', image_type='type of image', rows='matrix',
@@ -588,6 +615,7 @@ def _finish(tables):
     _same_patient_in_a_study(table)
     _set_copies_aside(table)
     _part_patients(table)
+    _join_single_studies(table)
     _join_single_slices(table)
     _part_series(table)
     return order_slices(table)
@@ -613,7 +641,7 @@ def read_slices(
         shutil.rmtree(parts.parent, ignore_errors=True)
     return table
 
-_LAYOUT = 2 # of what is cached: another number after each change of what the rows say
+_LAYOUT = 3 # of what is cached: another number after each change of what the rows say
 
 def files_key(
     files, # What `list_slices` gave

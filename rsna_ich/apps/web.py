@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/web.html.md"""
 __all__ = ['WEB_POLICY', 'Guard', 'Missing', 'make_app', 'serve_app']
 
 # %% ../../nbs/apps/05_web.ipynb #98dcceb5
-import asyncio, hmac, io, logging, secrets, shutil
+import asyncio, hmac, io, logging, re, secrets, shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from .reader import LABEL_OF_BITS
 from .sample import sample_path
 from .sessions import Desk
 from .uploads import Limits, Receiver
 from ..core import DISCLAIMER, InputError
 from ..data.windowing import Window, apply_window
-from ..judge.viewers import PRESETS
+from ..judge.viewers import OVERLAY_COLOURS, PRESETS
 from ..labels import SUBTYPES
 from ..model.bundle import find_bundle, read_ensemble
 from ..page import CSS
@@ -153,26 +154,32 @@ def _bars(p):
     parts = [o for name,value in zip(SUBTYPES, p) for o in (Span(name), ft_hx('meter', value=f'{value:.3f}', min=0, max=1, aria_label=f'{name} {value:.2f}'), Span(f'{value:.2f}'))]
     return Div(*parts, cls='bars')
 
+# %% ../../nbs/apps/05_web.ipynb #c9763844
+def _colour_keys(study):
+    "What the colours of the outlines mean"
+    return [Span(line['kind'], cls=f'colour-key kind-{SUBTYPES.index(line["kind"])}') for line in study['measured'] if line['kind'] != 'any']
+
 def _controls(study):
-    "Window presets, map, distances, and planes where the slices are a straight stack"
+    "Window presets, map, outlines, distances, and planes where the slices are a straight stack"
     presets = [Button(f'{name} {w.center:g}/{w.width:g}', type='button', data_centre=f'{w.center:g}', data_width=f'{w.width:g}') for name,w in PRESETS.items()]
     slices = Label('Slice ', Input(type='range', min=1, max=len(study['slices']), value=study['key'] + 1, cls='slice-number'))
     heat = Label('Map ', Input(type='range', min=0, max=100, value=50, cls='opacity')) if study['map'] else Span('No map: no slice was called positive.', cls='soft')
+    mask = Div(Label('Outlines ', Input(type='range', min=0, max=100, value=0, cls='mask-opacity')), *_colour_keys(study), cls='row') if study['mask'] else None
     offered = dict(measure='Distances') if study['tilt'] else dict(planes='Three planes', measure='Distances')
     modes = [Button(words, type='button', data_mode=mode, aria_pressed='false', cls='webgl-only') for mode,words in offered.items()]
     keys = P('Keys: ', Kbd('↑'), ' ', Kbd('↓'), ' slice, ', Kbd('Home'), ' ', Kbd('End'), ' ends, ', Kbd('k'), f' key slice, 1 to {len(presets)} windows. Wheel: slice. Drag: window.', cls='soft')
-    return Div(Div(slices, Span(cls='slice-words'), cls='row'), Div(*presets, cls='row'), Div(heat, *modes, Span(cls='window-words soft'), cls='row'), P(cls='note soft', role='status'), keys)
+    return Div(Div(slices, Span(cls='slice-words'), cls='row'), Div(*presets, cls='row'), Div(heat, *modes, Span(cls='window-words soft'), cls='row'), mask, P(cls='note soft', role='status'), keys)
 
 # %% ../../nbs/apps/05_web.ipynb #6b3fc1e6
 def _viewer(upload, k, study):
     "Strip, pictures and controls of a study"
     base = f'/study/{upload.id}/{k}'
     strip = Div(*(_cell(i, o) for i,o in enumerate(study['slices'])), cls='strip', role='group', aria_label='Slices from the lowest to the highest')
-    stage = Div(ft_hx('canvas', hidden=True, aria_hidden='true'), Img(cls='slice', src=f'{base}/slice/{study["key"]}.png', alt='The slice'), Img(cls='heat', hidden=True, alt='The map'),
+    stage = Div(ft_hx('canvas', hidden=True, aria_hidden='true'), Img(cls='slice', src=f'{base}/slice/{study["key"]}.png', alt='The slice'), Img(cls='heat', hidden=True, alt='The map'), Img(cls='mask', hidden=True, alt='The outlines'),
                 cls='stage', tabindex=0, role='application', aria_label='Slices: arrow keys scroll')
     uneven = None if study['even'] else P('The slices are not evenly spaced or say no distances: measure within a slice only, or not at all.', cls='warn')
     tilted = P(f'The gantry was tilted by {study["tilt"]:.0f} degrees, so each slice lies further back or forward than the one below it. Planes across the slices would be sheared and are not offered.', cls='warn') if study['tilt'] else None
-    return Div(strip, uneven, tilted, Div(Div(stage), _controls(study), cls='view'), cls='viewer', data_n=len(study['slices']), data_key=study['key'], data_base=base, data_map='yes' if study['map'] else 'no')
+    return Div(strip, uneven, tilted, Div(Div(stage), _controls(study), cls='view'), cls='viewer', data_n=len(study['slices']), data_key=study['key'], data_base=base, data_map='yes' if study['map'] else 'no', data_mask='yes' if study['mask'] else 'no')
 
 def _verdict(study):
     "The answer on top"
@@ -187,11 +194,24 @@ def _left_out_part(lost, skipped=()):
     beside = P(f'Not looked into, being no slices by name: {", ".join(skipped[:20])}', cls='soft') if skipped else None
     return Details(Summary(f'{len(lost)} files left out'), _table(['File', 'Reason'], rows), more, beside, open=bool(lost))
 
-def _downloads(upload):
+# %% ../../nbs/apps/05_web.ipynb #a6b76c86
+def _volumes_part(study, outliner):
+    "How much blood is outlined, and by whom"
+    who = P(f'Outlined by {outliner["name"]}, another network than the one that answers. It learnt from {outliner["trained_on"]}.', cls='soft') if outliner['name'] else None
+    if not study['mask']: return P('Nothing is outlined: no slice was called positive, or the outliner saw no blood.' if outliner['name'] else 'Nothing was outlined.', cls='soft')
+    if not study['measured']: return P('Outlined, but not measured: the files do not say where the slices lie.', cls='soft'), who
+    rows = [Tr(Td(line['kind']), Td(f'{line["ml"]:.1f} ml'), Td(f'{line["abc2_ml"]:.1f} ml'), Td(f'{line["largest_mm"]:.0f} mm'), Td(line['slices'])) for line in study['measured']]
+    return _table(['Kind', 'Volume', 'ABC/2', 'Largest diameter', 'Slices'], rows), who
+
+def _downloads(upload, study, no_dicom):
     "Links to what can be taken away"
     names = {'slices.csv': 'slices (CSV)', 'studies.csv': 'studies (CSV)', 'left_out.csv': 'left out (CSV)', 'report.html': 'report (HTML)'}
-    return Div(*(A(words, href=f'/upload/{upload.id}/{name}', cls='button') for name,words in names.items()), cls='row')
+    if study['mask'] and study['mask_file']: names[study['mask_file']] = 'outlines (NIfTI)'
+    if not no_dicom: names['dicom.zip'] = 'results (DICOM)'
+    links = [A(words, href=f'/upload/{upload.id}/{name}', cls='button') for name,words in names.items()]
+    return Div(*links, cls='row'), P(f'No results as DICOM: {no_dicom}.', cls='soft') if no_dicom else None
 
+# %% ../../nbs/apps/05_web.ipynb #16bb4c6f
 def _study_page(req, upload:str, k:int):
     "One study: answer, slices, and what to know before believing it"
     session,it = _session(req),_find(req, upload)
@@ -202,8 +222,8 @@ def _study_page(req, upload:str, k:int):
     tags = [Tr(Td(name), Td(value)) for name,value in study['tags'].items()]
     warnings = P(study['warnings'], cls='warn') if study['warnings'] else None
     return _layout(req, f'Study of {study["patient"] or "a patient without an ID"}', _verdict(study), P(f'Operating point: any is at least {study["point"]:.3f}.', cls='soft'), warnings,
-                   _viewer(it, k, study), H2('The study'), _bars(study['p']), H2('Left out'), _left_out_part([*it.refused, *answer['left_out']], answer['skipped']),
-                   H2('Header of the key slice'), _table(['Tag', 'Value'], tags), H2('Take away'), _downloads(it), P(mark), P(answer['about'], cls='soft'))
+                   _viewer(it, k, study), H2('The study'), _bars(study['p']), H2('Blood outlined'), _volumes_part(study, answer['outliner']), H2('Left out'), _left_out_part([*it.refused, *answer['left_out']], answer['skipped']),
+                   H2('Header of the key slice'), _table(['Tag', 'Value'], tags), H2('Take away'), _downloads(it, study, answer['no_dicom']), P(mark), P(answer['about'], cls='soft'))
 
 # %% ../../nbs/apps/05_web.ipynb #46ed8cbf
 class Missing(Exception):
@@ -248,6 +268,9 @@ def _array(req, upload, k, i, name):
     if not 0 <= i < len(stack): raise Missing
     return np.asarray(stack[i])
 
+# %% ../../nbs/apps/05_web.ipynb #8ecee1fc
+_KIND_RGBA = np.array([(0, 0, 0, 0), *((*colour, 1) for colour in OVERLAY_COLOURS[1:])]) # none, then a row for each kind, as numbers in the outlines' volume
+
 def _slice_png(req, upload:str, k:int, i:int, centre:float=40, width:float=80):
     "A slice in a window"
     usable = np.isfinite([centre, width]).all() and abs(centre) < 1e5 and 0 < width < 1e5
@@ -263,9 +286,13 @@ def _heat_png(req, upload:str, k:int, i:int):
     rgba[..., 3] = np.clip((percent - 20)*255/80, 0, 255)
     return _png(rgba)
 
+def _mask_png(req, upload:str, k:int, i:int):
+    "The outlines of a slice, a colour for each kind"
+    return _png((255*_KIND_RGBA[LABEL_OF_BITS[_array(req, upload, k, i, 'mask.npy')]]).round().astype('uint8'))
+
 # %% ../../nbs/apps/05_web.ipynb #cc0a93b0
-_NIFTI = {'volume.nii.gz', 'map.nii.gz'}
-_RESULTS = {'slices.csv', 'studies.csv', 'left_out.csv', 'report.html'}
+_NIFTI = {'volume.nii.gz', 'map.nii.gz', 'mask.nii.gz'}
+_RESULTS = re.compile(r'(slices|studies|left_out)\.csv|report\.html|dicom\.zip|mask-\d+\.nii\.gz')
 
 def _study_file(req, upload:str, k:int, name:str):
     "A volume of a study"
@@ -278,8 +305,9 @@ def _study_file(req, upload:str, k:int, name:str):
 def _upload_file(req, upload:str, name:str):
     "A table or the report, to be kept"
     it = _find(req, upload)
-    if name not in _RESULTS: raise Missing
-    return FileResponse(it.folder/'results'/name, filename=f'not-for-diagnosis-{name}')
+    path = it.folder/'results'/name
+    if not _RESULTS.fullmatch(name) or not path.is_file(): raise Missing
+    return FileResponse(path, filename=f'not-for-diagnosis-{name}')
 
 def _upload_state(req, upload:str):
     "How far an upload is, as JSON"
@@ -349,13 +377,16 @@ def _end_session(req):
 
 # %% ../../nbs/apps/05_web.ipynb #88e53130
 _STATIC = Path(__file__).parent/'static' if '__file__' in globals() else sample_path().parent
-_KINDS = {'app.js': 'text/javascript', 'niivue.umd.js': 'text/javascript', 'LICENSE-niivue.txt': 'text/plain'}
+_FILE_TYPES = {'app.js': 'text/javascript', 'niivue.umd.js': 'text/javascript', 'LICENSE-niivue.txt': 'text/plain'}
+
+def _as_rgb(colour): return f'rgb({",".join(f"{255*part:.0f}" for part in colour)})'
+_KIND_CSS = ''.join(f'.kind-{k}::before{{background:{_as_rgb(OVERLAY_COLOURS[k])}}}' for k in range(1, 6))
 
 def _static_file(req, name:str):
     "Scripts and styles of the pages"
-    if name == 'app.css': return Response(CSS + (_STATIC/name).read_text(encoding='utf-8'), media_type='text/css')
-    if name not in _KINDS: raise Missing
-    return FileResponse(_STATIC/name, media_type=_KINDS[name])
+    if name == 'app.css': return Response(CSS + _KIND_CSS + (_STATIC/name).read_text(encoding='utf-8'), media_type='text/css')
+    if name not in _FILE_TYPES: raise Missing
+    return FileResponse(_STATIC/name, media_type=_FILE_TYPES[name])
 
 def _says_no(req, reason, status):
     "A page, or JSON for a script, that says why not"
@@ -370,7 +401,7 @@ def _on_timeout(req, e): return _says_no(req, 'The upload took too long and was 
 def _on_disconnect(req, e): return Response(status_code=400)
 
 # %% ../../nbs/apps/05_web.ipynb #807493ac
-_PAGES = {'/': _worklist_page, '/side': _side_page, '/study/{upload}/{k}': _study_page, '/study/{upload}/{k}/slice/{i}.png': _slice_png, '/study/{upload}/{k}/heat/{i}.png': _heat_png,
+_PAGES = {'/': _worklist_page, '/side': _side_page, '/study/{upload}/{k}': _study_page, '/study/{upload}/{k}/slice/{i}.png': _slice_png, '/study/{upload}/{k}/heat/{i}.png': _heat_png, '/study/{upload}/{k}/mask/{i}.png': _mask_png,
           '/study/{upload}/{k}/{name}': _study_file, '/upload/{upload}/state': _upload_state, '/upload/{upload}/{name}': _upload_file, '/static/{name}': _static_file}
 _ACTIONS = {'/sample': _add_sample, '/mark/{upload}/{k}': _mark_study, '/remove/{upload}': _remove_upload, '/end': _end_session}
 

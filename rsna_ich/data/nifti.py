@@ -32,7 +32,8 @@ def write_nifti(
     path, # `.nii` or `.nii.gz`
     volume, # (n, h, w): int16 HU, or uint8 masks
     pixel_mm, # Of a row and a column, mm
-    z_mm # Position of each slice, mm, (n,), in order
+    z_mm, # Position of each slice, mm, (n,), in order
+    about:str='' # What whoever opens it should know; the header keeps 79 characters
 ) -> Path:
     "Write upright slices as a NIfTI volume, whole or not at all; raises `InputError` for another ending"
     with needs_extra('A NIfTI file'): import nibabel
@@ -48,6 +49,7 @@ def write_nifti(
     affine[:3, 3] = col*(w - 1)/2, row*(h - 1)/2, z[0]
     image = nibabel.Nifti1Image(volume[nearest].transpose(2, 1, 0), affine)
     image.header.set_xyzt_units('mm')
+    image.header['descrip'] = about.encode('ascii', 'replace')[:79]
     with atomic_path(path) as temporary:
         own = temporary.with_name(f'{temporary.name}{".nii.gz" if path.name.endswith("gz") else ".nii"}')
         nibabel.save(image, own)

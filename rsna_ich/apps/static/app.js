@@ -69,8 +69,9 @@ watch();
 class Viewer {
   constructor(root) {
     this.root = root; this.n = +root.dataset.n; this.k = +root.dataset.key; this.base = root.dataset.base;
-    this.window = [40, 80]; this.opacity = .5;
-    this.stage = one('.stage', root); this.image = one('img.slice', root); this.heat = one('img.heat', root);
+    this.window = [40, 80]; this.opacity = .5; this.maskOpacity = 0;
+    this.stage = one('.stage', root); this.image = one('img.slice', root); this.heat = one('img.heat', root); this.mask = one('img.mask', root);
+    all('.opacity', root).forEach(o => o.value = 100*this.opacity); all('.mask-opacity', root).forEach(o => o.value = 100*this.maskOpacity); // a reload keeps what was set
     one('.slice-number', root).max = this.n;
     this.wire(); this.draw();
     this.begin().catch(e => this.fallback(e));
@@ -87,14 +88,31 @@ class Viewer {
     const [low, high] = this.limits();
     const volumes = [{url: `${this.base}/volume.nii.gz`, colormap: 'gray', cal_min: low, cal_max: high}];
     if (this.root.dataset.map === 'yes') volumes.push({url: `${this.base}/map.nii.gz`, colormap: 'hot', opacity: this.opacity, cal_min: 20, cal_max: 100});
+    if (this.root.dataset.mask === 'yes') volumes.push({url: `${this.base}/mask.nii.gz`, opacity: this.maskOpacity});
     await nv.loadVolumes(volumes);
+    this.colourKinds(nv);
     nv.setInterpolation(false);
     nv.setSliceType(nv.sliceTypeAxial);
     nv.resizeListener();
-    this.image.hidden = true; this.heat.hidden = true;
+    this.image.hidden = true; this.heat.hidden = true; this.mask.hidden = true;
     this.nv = nv; this.root.dataset.viewer = 'webgl';
     // NiiVue's own wheel and keys would scroll beside ours
     this.draw();
+  }
+
+  layer(name) { return this.nv ? this.nv.volumes.findIndex(v => v.url.endsWith(`/${name}.nii.gz`)) : -1; }
+
+  colourKinds(nv) { // of the outlines, as the keys beside them are coloured
+    const mask = nv.volumes.find(v => v.url.endsWith('/mask.nii.gz'));
+    if (!mask) return;
+    const R = [0], G = [0], B = [0], A = [0], I = [0], labels = ['none'];
+    for (let k = 1; k < 6; k++) {
+      const key = document.createElement('span'); key.className = `kind-${k}`; document.body.append(key);
+      const [r, g, b] = getComputedStyle(key, '::before').backgroundColor.match(/\d+/g).map(Number); key.remove();
+      R.push(r); G.push(g); B.push(b); A.push(255); I.push(k); labels.push(String(k));
+    }
+    mask.setColormapLabel({R, G, B, A, I, labels});
+    nv.updateGLVolume();
   }
 
   fallback(e) {
@@ -131,6 +149,9 @@ class Viewer {
       const mapped = this.root.dataset.map === 'yes' && cell && cell.classList.contains('yes');
       this.heat.hidden = !mapped; if (mapped) this.heat.src = `${this.base}/heat/${this.k}.png`;
       this.heat.style.opacity = this.opacity;
+      this.mask.hidden = this.root.dataset.mask !== 'yes' || !this.maskOpacity;
+      if (!this.mask.hidden) this.mask.src = `${this.base}/mask/${this.k}.png`;
+      this.mask.style.opacity = this.maskOpacity;
     }
   }
 
@@ -139,12 +160,19 @@ class Viewer {
     on('.strip button', 'click', (e, o) => { this.go(+o.dataset.k); });
     on('.slice-number', 'input', (e, o) => this.go(+o.value - 1));
     on('[data-centre]', 'click', (e, o) => this.set(+o.dataset.centre, +o.dataset.width));
-    on('.opacity', 'input', (e, o) => { this.opacity = +o.value/100; if (this.nv && this.nv.volumes[1]) this.nv.setOpacity(1, this.opacity); this.draw(); });
+    on('.opacity', 'input', (e, o) => { this.opacity = +o.value/100; this.fade('map', this.opacity); });
+    on('.mask-opacity', 'input', (e, o) => { this.maskOpacity = +o.value/100; this.fade('mask', this.maskOpacity); });
     on('[data-mode]', 'click', (e, o) => this.mode(o.dataset.mode, o));
     this.stage.addEventListener('wheel', e => { e.preventDefault(); e.stopPropagation(); this.go(this.k + Math.sign(e.deltaY)); }, {passive: false, capture: true});
     this.stage.addEventListener('keydown', e => this.key(e), true);
     one('.strip', root).addEventListener('keydown', e => { if (this.key(e)) { const o = one('.strip [aria-current=true]', root); if (o) o.focus(); } });
     this.drag();
+  }
+
+  fade(name, opacity) {
+    const at = this.layer(name);
+    if (at > 0) this.nv.setOpacity(at, opacity);
+    this.draw();
   }
 
   key(e) {

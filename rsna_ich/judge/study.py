@@ -23,6 +23,8 @@ from ..data.windowing import BRAIN, Window, apply_window, get_windowing
 from ..labels import SUBTYPES
 from .viewers import SliceScroller, volume_view
 from ..predict.explain import draw_maps, draws_maps, inside, outlined
+from ..predict.measured import outline_study, unpack_mask
+from ..predict.outline import Segmenter
 from ..predict.predictor import load_predictor
 
 # %% ../../nbs/judge/10_study.ipynb #cc54be10
@@ -44,6 +46,7 @@ class Study:
         self.rows = rows[[shape == usual for shape in shapes]]
         self.hu = np.stack(list(pictures[self.rows.index]))
         self._maps = None
+        self._outlined = None
 
     def __len__(self): return len(self.hu)
 
@@ -108,6 +111,27 @@ def show(self:Study,
     plt.close(fig)
     return fig
 
+# %% ../../nbs/judge/10_study.ipynb #15b2c376
+@patch
+def _ask_segmenter(self:Study):
+    "Outlines and volumes of this study, asked for once"
+    if self._outlined is None:
+        study = self.found.studies[self.found.studies.study_id.eq(self.study_id)].iloc[0]
+        self._outlined = outline_study(self.found, study, Segmenter())
+    return self._outlined
+
+@patch(as_prop=True)
+def outlines(self:Study):
+    "Blood as it was outlined, (n, h, w), 0 or 1; nothing on slices that are not called positive"
+    masks = self._ask_segmenter().masks
+    drawn = [unpack_mask(masks[label]) > 0 if label in masks else np.zeros(self.hu.shape[1:]) for label in self.rows.index]
+    return np.stack(drawn).astype('uint8')
+
+@patch(as_prop=True)
+def ml(self:Study):
+    "Millilitres of blood by SUBTYPES; NaN where there is no volume to tell"
+    return pd.Series(self._ask_segmenter().ml, SUBTYPES, dtype='float64')
+
 # %% ../../nbs/judge/10_study.ipynb #b08bd130
 @patch(as_prop=True)
 def pointed_out(self:Study):
@@ -121,9 +145,10 @@ def scroll(self:Study,
     overlays=None, # Dict of name to (n, h, w), 0 to 1, beside the model's map; masks for example
     opacity:float=.35 # Of map and overlays
 ) -> SliceScroller:
-    "The series with sliders for slice and window, and the model's map over it where its network draws one"
+    "The series with sliders for slice and window, and over it the model's map, where its network draws one, and the outlined blood, where there is any"
     captions = [f'any {row["any"]:.2f}{", called positive" if row.positive == 1 else ""}, {Path(str(row.path)).name}' for _,row in self.rows.iterrows()]
     own = {"the model's map": self.pointed_out} if draws_maps(self.predictor) else {}
+    if self.outlines.any(): own['outlined blood'] = self.outlines.astype('float32')
     return SliceScroller(self.hu, window, captions, overlays=own | (overlays or {}), opacity=opacity)
 
 # %% ../../nbs/judge/10_study.ipynb #8dc61bd9

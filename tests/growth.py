@@ -33,8 +33,8 @@ def names(i):
     return f'1.2.3.{10**8 + i}', f'1.2.{10**8 + study}', f'{10000 + 5*place}.5' # no part of an identifier
 
 
-def write_slices(folder, n):
-    "`n` slices, all of them other bytes"
+def write_slices(folder, n, flat=False):
+    "`n` slices, all of them other bytes, in a folder for each study or all in one"
     image, study, place = names(0)
     ds = slice_of(ImagePositionPatient=[0, 0, place], StudyInstanceUID=study, SeriesInstanceUID=f'{study}.1', PatientID=study, BodyPartExamined='HEAD')
     ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = image
@@ -42,8 +42,8 @@ def write_slices(folder, n):
     for i in range(n):
         data = template
         for old, new in zip((image, study, place), names(i)): data = data.replace(old.encode(), new.encode())
-        path = folder/f'{i//STUDY:06}'/f'{i%STUDY:02}.dcm'
-        if i % STUDY == 0: path.parent.mkdir(parents=True)
+        path = folder/f'{i:06}.dcm' if flat else folder/f'{i//STUDY:06}'/f'{i%STUDY:02}.dcm'
+        if i % STUDY == 0: path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
 
@@ -84,12 +84,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('commands', nargs='+', choices=COMMANDS)
     parser.add_argument('--slices', type=int, nargs='+', default=[100, 1000, 10_000])
+    parser.add_argument('--flat', action='store_true', help='all slices in one folder')
     parser.add_argument('--keep', help='JSON to which the measures are added')
     args = parser.parse_args()
     found = json.loads(Path(args.keep).read_text()) if args.keep and Path(args.keep).exists() else []
     for n in args.slices:
         with tempfile.TemporaryDirectory() as d:
-            write_slices(Path(d)/'in', n)
+            write_slices(Path(d)/'in', n, args.flat)
             write_tables(Path(d), n)
             for command in args.commands:
                 found = [o for o in found if (o['command'], o['slices']) != (command, n)]

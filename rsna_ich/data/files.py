@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..core import InputError, is_temporary
 from .dicom import MAX_BYTES, SliceError
+from .volumes import is_nifti, nifti_as_dicom
 
 # %% ../../nbs/data/03_files.ipynb #ad5a8056
 def shown_path(
@@ -126,6 +127,13 @@ def _check_size(info):
     "Raise a `ValueError` for a member of an archive that is too large; `zipfile` reads no more of it than it claims"
     if info.file_size > MAX_BYTES: raise ValueError(f'it unpacks to more than {MAX_BYTES:,} bytes')
 
+def _all_bytes(found, name):
+    "The content of what `_whole_file` gave; raises `SliceError` where there is too much of it"
+    if isinstance(found, bytes): return found
+    with found: data = found.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES: raise SliceError(name, f'it has more than {MAX_BYTES:,} bytes')
+    return data
+
 def _whole_file(path):
     "All bytes of a file or member that is packed or in an archive; an open file otherwise"
     archive,member = split_member(path)
@@ -147,6 +155,7 @@ def open_slice(
         found = _whole_file(path)
     except KeyError: raise SliceError(shown_path(path), 'cannot be opened: there is no such member in the archive') from None
     except Exception as e: raise SliceError(shown_path(path), f'cannot be opened: {getattr(e, "strerror", None) or e}') from None
+    if is_nifti(path): found = nifti_as_dicom(_all_bytes(found, shown_path(path)), shown_path(path))
     if not isinstance(found, bytes): return found
     f = io.BytesIO(found)
     f.name = shown_path(path)

@@ -18,6 +18,7 @@ from pydicom.multival import MultiValue
 
 from .dicom import LONGEST, MAX_FRAMES, MAX_INFLATED, MAX_READS, GuardedFile, SliceError, header_reason, quirks_of, read_header
 from .files import MARK, first_bytes, open_slice
+from .volumes import is_nifti
 
 # %% ../../nbs/data/04_headers.ipynb #5d3880b1
 FIELDS = ('SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID StudyDate AcquisitionTime ContentTime Modality '
@@ -192,7 +193,8 @@ def read_fields(
     n_bytes:int=16384 # How much to read at first
 ) -> Header: # `FIELDS`, `TransferSyntaxUID`, and if there are pixels `PixelBytes` (stated) and `PixelBytesHere` (there)
     "Read a header's `FIELDS` without converting anything else; several frames are in `Frames`; raises `SliceError`"
-    for n in n_bytes, -1:
+    whole = not hasattr(path, 'read') and is_nifti(path)
+    for n in () if whole else (n_bytes, -1):
         data,size = _prefix(path, n)
         try:
             if data[128:MARK] != b'DICM': break

@@ -22,6 +22,7 @@ from .dicom import read_hu
 from .files import list_slices, open_slice
 from .headers import FIELDS, Header, as_list, cell_value, first_value, header_kind, pixels_reason, read_fields
 from .upright import stored_turns
+from .volumes import is_nifti
 
 # %% ../../nbs/data/05_slices.ipynb #36fc6a99
 COLUMNS = ('image_id path patient_id study_id series_id slice_index n_slices z_mm thickness_mm rows cols '
@@ -91,7 +92,8 @@ def _identifiers(header, path, folder):
     stem = _stem(path)
     image = stem if _ID.match(stem) else _text_of(header.get('SOPInstanceUID')) or f'{folder}/{stem}'
     keywords = dict(patient_id='PatientID', study_id='StudyInstanceUID', series_id='SeriesInstanceUID')
-    return dict(image_id=image, path=str(path), folder=folder) | {k: _text_of(header.get(v)) or folder for k,v in keywords.items()}
+    unnamed = f'{folder}/{stem}' if is_nifti(path) else folder # a volume is a study of its own
+    return dict(image_id=image, path=str(path), folder=folder) | {k: _text_of(header.get(v)) or unnamed for k,v in keywords.items()}
 
 # %% ../../nbs/data/05_slices.ipynb #8b8f4306
 _MEASURES = dict(thickness_mm='SliceThickness', rows='Rows', cols='Columns', bits_stored='BitsStored',

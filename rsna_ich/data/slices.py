@@ -643,7 +643,7 @@ def read_slices(
         shutil.rmtree(parts.parent, ignore_errors=True)
     return table
 
-_LAYOUT = 3 # of what is cached: another number after each change of what the rows say
+_LAYOUT = 4 # of what is cached: another number after each change of what the rows say
 
 def files_key(
     files, # What `list_slices` gave

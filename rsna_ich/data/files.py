@@ -72,7 +72,7 @@ OWN = {'store.json': ('.npy',), 'building.jsonl': ('.npy', '.png'), 'png.json': 
 
 def _own_suffixes(names):
     "Endings of what this package wrote into a folder of these names"
-    return {o for mark,suffixes in OWN.items() if mark in names for o in suffixes}
+    return {suffix for mark,suffixes in OWN.items() if mark in names for suffix in suffixes}
 
 # %% ../../nbs/data/03_files.ipynb #1061d62b
 def split_member(
@@ -192,7 +192,7 @@ def _identity(folder):
 
 def _parents(root):
     "Identities of the folders that hold `root`"
-    return {_identity(o) for o in Path(root).resolve().parents}
+    return {_identity(parent) for parent in Path(root).resolve().parents}
 
 # %% ../../nbs/data/03_files.ipynb #4265ad91
 def _leads_to_folder(link):
@@ -202,11 +202,11 @@ def _leads_to_folder(link):
 
 def _in_folder(folder):
     "Names in a folder: real folders, links to folders, and everything else but what is not whole yet"
-    with os.scandir(folder) as found: entries = sorted((o for o in found if not is_temporary(o.name)), key=lambda o: o.name)
-    folders = [o.path for o in entries if o.is_dir(follow_symlinks=False)]
-    links = [o.path for o in entries if _leads_to_folder(o)]
+    with os.scandir(folder) as found: entries = sorted((entry for entry in found if not is_temporary(entry.name)), key=lambda entry: entry.name)
+    folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    links = [entry.path for entry in entries if _leads_to_folder(entry)]
     known = {*folders, *links}
-    return folders, links, [o.path for o in entries if o.path not in known]
+    return folders, links, [entry.path for entry in entries if entry.path not in known]
 
 # %% ../../nbs/data/03_files.ipynb #37f57904
 def _below(root):
@@ -255,7 +255,7 @@ def _folder_entries(root):
         if isinstance(files, str):
             yield folder, Entry(shown_path(folder), relative, -1, '', files)
             continue
-        own = _own_suffixes({os.path.basename(o) for o in files})
+        own = _own_suffixes({os.path.basename(file) for file in files})
         for path in files: yield path, _looked_into(_entry(path, relative), own)
 
 # %% ../../nbs/data/03_files.ipynb #95937fd7
@@ -309,11 +309,11 @@ def list_files(
 ) -> Listing: # Every file is in one of its two parts
     "What may be a slice below `source`, with a reason for what is not opened; raises `InputError` where there is none"
     many = isinstance(source, (list, tuple))
-    found = [(o, _of_list(o)) for o in source] if many else list(_entries(source))
-    files = pd.DataFrame([o for _,o in found if o], columns=Entry._fields).astype(dict(path=str, folder=str, changed=str, reason=str))
+    found = [(path, _of_list(path)) for path in source] if many else list(_entries(source))
+    files = pd.DataFrame([entry for _,entry in found if entry], columns=Entry._fields).astype(dict(path=str, folder=str, changed=str, reason=str))
     if not len(files): raise InputError('list' if many else shown_path(source), 'no DICOM files in it')
-    skipped = sorted(shown_path(os.path.basename(name)) for name,o in found if o is None)
-    skipped = [o for o in skipped if o[0] != '.']
+    skipped = sorted(shown_path(os.path.basename(name)) for name,entry in found if entry is None)
+    skipped = [name for name in skipped if name[0] != '.']
     return Listing(files.sort_values('path', ignore_index=True), skipped)
 
 def list_slices(
@@ -328,7 +328,7 @@ def files_stamp(
 ) -> str: # Another one when one of them changes; '' where none of them is a file
     "What a result depends on that was made from these files"
     stamps = []
-    for path in sorted({split_member(o)[0] for o in paths}):
+    for path in sorted({split_member(one)[0] for one in paths}):
         try: stamps.append(f'{path} {_stamp(os.stat(path))}')
         except OSError: continue
     text = '\n'.join(stamps).encode('utf8', 'surrogatepass')

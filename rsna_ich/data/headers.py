@@ -28,7 +28,7 @@ FIELDS = ('SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID StudyDate A
     'SliceLocation SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns PixelSpacing BitsAllocated '
     'BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit WindowCenter WindowWidth '
     'RescaleIntercept RescaleSlope RescaleType LossyImageCompression').split()
-_TAGS = {tag_for_keyword(o): (o, dictionary_VR(tag_for_keyword(o))) for o in FIELDS}
+_TAGS = {tag_for_keyword(keyword): (keyword, dictionary_VR(tag_for_keyword(keyword))) for keyword in FIELDS}
 _VRS = dict(_TAGS.values())
 _SIGNED_LIKE_PIXELS = {'PixelPaddingValue', 'PixelPaddingRangeLimit'}
 
@@ -77,15 +77,15 @@ def _value(data, vr, order='little', signed=False, character_set=None):
     if not data: return None
     if vr[:2] in ('US', 'SS'): return int.from_bytes(data[:2], order, signed=signed)
     convert = {'DS': float, 'IS': _whole}.get(vr, str)
-    parts = [o.strip(' \0') for o in _text(data, character_set if vr in _WORDS else None).split('\\')]
-    values = [convert(o) for o in parts if o]
+    parts = [part.strip(' \0') for part in _text(data, character_set if vr in _WORDS else None).split('\\')]
+    values = [convert(part) for part in parts if part]
     return values if len(values) > 1 else first_value(values)
 
 # %% ../../nbs/data/04_headers.ipynb #722ee89f
 _PIXELS = 0x7fe00008 # Float Pixel Data, the first of the three elements that can hold pixels (PS3.6, group 7FE0)
-_NESTED = {tag_for_keyword(o) for o in ('ModalityLUTSequence', 'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence')}
-_LONG = {o.encode() for o in 'OB OD OF OL OV OW SQ SV UC UN UR UT UV'.split()} # their length has 32 bits
-_SHORT = {o.encode() for o in 'AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US'.split()}
+_NESTED = {tag_for_keyword(keyword) for keyword in ('ModalityLUTSequence', 'SharedFunctionalGroupsSequence', 'PerFrameFunctionalGroupsSequence')}
+_LONG = {code.encode() for code in 'OB OD OF OL OV OW SQ SV UC UN UR UT UV'.split()} # their length has 32 bits
+_SHORT = {code.encode() for code in 'AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US'.split()}
 _ELEMENT = struct.Struct('<HH2sH')
 
 class _Nested(Exception): "A header whose values lie in sequences"
@@ -140,7 +140,7 @@ def _meta_syntax(f):
     "The transfer syntax in the file meta information, after which `f` then stands"
     f.seek(MARK)
     elements = data_element_generator(f, False, True, stop_when=lambda tag, vr, n: int(tag) > 0x0002ffff)
-    meta = {int(o.tag): o.value for o in elements}
+    meta = {int(element.tag): element.value for element in elements}
     return _text(meta[_SYNTAX])
 
 def _inflated(data, at):
@@ -164,10 +164,10 @@ def _parse_any(data, size):
         if int(tag) >= _PIXELS: pixels[:] = length, size-f.tell()
         return int(tag) >= _PIXELS
     how = dict(is_implicit_VR=syntax==_IMPLICIT, is_little_endian=syntax!=_BIG_ENDIAN)
-    elements = [o for o in data_element_generator(f, **how, stop_when=stop, specific_tags=_TAGS) if int(o.tag) in _TAGS]
-    for o in elements:
-        if len(o.value or b'') < o.length: raise EOFError(f'the file ends inside {o.tag}')
-    found = {int(o.tag): o.value for o in elements}
+    elements = [element for element in data_element_generator(f, **how, stop_when=stop, specific_tags=_TAGS) if int(element.tag) in _TAGS]
+    for element in elements:
+        if len(element.value or b'') < element.length: raise EOFError(f'the file ends inside {element.tag}')
+    found = {int(element.tag): element.value for element in elements}
     return _header(found, 'big' if syntax==_BIG_ENDIAN else 'little', syntax, pixels)
 
 # %% ../../nbs/data/04_headers.ipynb #c9ea12b0
@@ -222,8 +222,8 @@ _NUMBERS = {'DS': float, 'IS': _whole, 'US': int, 'SS': int, 'US or SS': int}
 
 def _plain(value, keyword):
     "A value of pydicom's as plain ones"
-    convert = _NUMBERS.get(_VRS[keyword], lambda o: str(o).strip())
-    values = [convert(o) for o in as_list(value) if o not in (None, '')]
+    convert = _NUMBERS.get(_VRS[keyword], lambda one: str(one).strip())
+    values = [convert(one) for one in as_list(value) if one not in (None, '')]
     return values if len(values) > 1 else first_value(values)
 
 def _take(header, dataset, keywords):
@@ -266,7 +266,7 @@ def _from_groups(header, groups):
 def _frames(header, ds):
     "What the header of each frame has beside or instead of the file's own"
     count = max(1, first_value(header.get('NumberOfFrames')) or 1)
-    shared,own = (ds.get(f'{o}FunctionalGroupsSequence') or [] for o in ('Shared', 'PerFrame'))
+    shared,own = (ds.get(f'{whose}FunctionalGroupsSequence') or [] for whose in ('Shared', 'PerFrame'))
     found = []
     for i in range(min(count, MAX_FRAMES)):
         frame = Header(InstanceNumber=i+1) if count > 1 else Header()
@@ -312,9 +312,9 @@ def pixels_reason(
 # %% ../../nbs/data/04_headers.ipynb #f2074dbb
 def _parts(cell):
     "Texts in a cell: one, or those of a list such as `['1', '2']`"
-    if not isinstance(cell, str): return [str(o) for o in as_list(cell) if o == o]
+    if not isinstance(cell, str): return [str(part) for part in as_list(cell) if part == part]
     if cell[:1] != '[': return [cell] if cell else []
-    return [o.strip(" '\"") for o in cell.strip('[]').split(',')]
+    return [part.strip(" '\"") for part in cell.strip('[]').split(',')]
 
 def cell_value(
     cell, # Of a table: text, a number, or a list; several values as `['1', '2']`
@@ -322,5 +322,5 @@ def cell_value(
 ): # As `read_fields` would have it; None where the cell is empty
     "The plain value of a table's cell"
     convert = {'DS': float, **dict.fromkeys(('IS', 'US', 'SS', 'US or SS'), _whole)}.get(_VRS[keyword], str)
-    values = [convert(o) for o in _parts(cell)]
+    values = [convert(part) for part in _parts(cell)]
     return values if len(values) > 1 else first_value(values)

@@ -110,14 +110,15 @@ def split_quirks(
     text # The column `quirks` of a slice
 ) -> list: # Quirks, each `name` or `name: detail`
     "The quirks of a slice one by one"
-    return [o for o in str(text or '').split('; ') if o and o != 'nan']
+    return [quirk for quirk in str(text or '').split('; ') if quirk and quirk != 'nan']
 
 def warnings_of(
     quirks # Texts of the column `quirks`, such as those of a study
 ) -> list: # Of text: `name: detail`, those first that most slices have
     "What of many slices' quirks a reader has to know"
-    counts = pd.Series([o for q in quirks for o in dict.fromkeys(_without_numbers(o) for o in split_quirks(q))], dtype=str).value_counts()
-    return [o for o in counts.index if explain_quirk(o).grade == WARNING]
+    each = [dict.fromkeys(map(_without_numbers, split_quirks(text))) for text in quirks]
+    counts = pd.Series([name for names in each for name in names], dtype=str).value_counts()
+    return [quirk for quirk in counts.index if explain_quirk(quirk).grade == WARNING]
 
 def _without_numbers(quirk):
     "A quirk without a detail that differs from slice to slice"
@@ -130,8 +131,8 @@ def count_quirks(
 ) -> pd.DataFrame: # Indexed by the quirk's name: number of `slices`, `series`, and an `example` of its detail
     "How often each quirk occurs, most frequent first"
     counts = table.groupby('quirks').agg(slices=('image_id', 'size')).reset_index()
-    both = [(q, o, n) for q,n in zip(counts.quirks, counts.slices) for o in q.split('; ') if o]
-    names = [(q, o.partition(':')[0], o.partition(': ')[2], n) for q,o,n in both]
+    both = [(q, quirk, n) for q,n in zip(counts.quirks, counts.slices) for quirk in q.split('; ') if quirk]
+    names = [(q, quirk.partition(':')[0], quirk.partition(': ')[2], n) for q,quirk,n in both]
     each = pd.DataFrame(names, columns=['quirks', 'quirk', 'example', 'slices'])
     ids = table[['quirks', 'study_id', 'series_id']].drop_duplicates().merge(each[['quirks', 'quirk']], on='quirks')
     series = ids.drop_duplicates(['quirk', 'study_id', 'series_id']).groupby('quirk').size()
@@ -153,19 +154,19 @@ def find_competition(
     "Find the CSVs and folders of the competition, stage 2 before stage 1; raises `InputError` where `folder` is none"
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(folder, 'no such folder')
-    for d in [folder, *sorted(o for o in folder.iterdir() if o.is_dir() and not o.name.startswith('.'))]:
+    for d in [folder, *sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith('.'))]:
         for stage in 'stage_2','stage_1':
-            train,test = (next((p for end in ('', '_images') if os.path.isdir(p := d/f'{stage}_{o}{end}')), None) # whatever may not be entered holds none
-                for o in ('train', 'test'))
+            train,test = (next((p for end in ('', '_images') if os.path.isdir(p := d/f'{stage}_{part}{end}')), None) # whatever may not be entered holds none
+                for part in ('train', 'test'))
             if train or test: return Competition(d, find_labels(d), find_sample(d), train, test)
     if found := _in_archive(folder): return found
     raise InputError(folder, 'not a competition folder: no stage_2_train or stage_2_test (nor of stage 1) in it')
 
 def _in_archive(folder):
     "The competition's parts inside a zip that lies in `folder`, as `archive.zip::folder`, or None"
-    for archive in sorted(o for o in folder.glob('*.zip') if zipfile.is_zipfile(o)):
-        folders = dict.fromkeys(o.rpartition('/')[0] for o in open_zip(archive)[1] if o.endswith('.dcm'))
-        inside = {o.rpartition('/')[2]: o for o in folders}
+    for archive in sorted(file for file in folder.glob('*.zip') if zipfile.is_zipfile(file)):
+        folders = dict.fromkeys(name.rpartition('/')[0] for name in open_zip(archive)[1] if name.endswith('.dcm'))
+        inside = {path.rpartition('/')[2]: path for path in folders}
         for stage in 'stage_2','stage_1':
             names = [next((n for end in ('', '_images') if (n := f'{stage}_{part}{end}') in inside), None)
                 for part in ('train', 'test')]
@@ -209,16 +210,16 @@ class QualityReport:
 # %% ../../nbs/data/14_quality.ipynb #668e770d
 def _rows(header, rows):
     "A Markdown table, numbers to the right"
-    def cell(o): return f'{o:,}' if isinstance(o, (int, np.integer)) else str(o).replace('|', '\\|').replace('\n', ' ')
-    rows = [list(map(cell, o)) for o in rows]
+    def cell(value): return f'{value:,}' if isinstance(value, (int, np.integer)) else str(value).replace('|', '\\|').replace('\n', ' ')
+    rows = [list(map(cell, row)) for row in rows]
     number = [bool(rows) and all(r[i].replace(',', '').isdigit() for r in rows) for i in range(len(header))]
-    ends = ['---:' if o else '---' for o in number]
-    return '\n'.join(f'| {" | ".join(o)} |' for o in [header, ends, *rows])
+    ends = ['---:' if right else '---' for right in number]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in [header, ends, *rows])
 
 def _counts(g):
     "Files, usable ones, left out; patients, studies and series of the usable ones"
     ok = g[g.status=='ok']
-    return [len(g), len(ok), len(g)-len(ok), *(int(ok[o].nunique()) for o in ('patient_id', 'study_id', 'series_id'))]
+    return [len(g), len(ok), len(g)-len(ok), *(int(ok[column].nunique()) for column in ('patient_id', 'study_id', 'series_id'))]
 
 def _explained(quirks):
     "Rows of the table of quirks, warnings first"
@@ -237,16 +238,16 @@ def _markdown(report):
         n,some = len(report.shared_patients),a_few(report.shared_patients)
         share = f'{n:,} of {t.patient_id.nunique():,}'
         out += ['## Patients in both train and test', f'{share}: {some}' if n else share]
-    if report.problems: out += ['## Problems with the CSV files', *(f'- {o}' for o in report.problems)]
+    if report.problems: out += ['## Problems with the CSV files', *(f'- {problem}' for problem in report.problems)]
     return '\n\n'.join(out) + '\n'
 
 # %% ../../nbs/data/14_quality.ipynb #7ae3883d
 def _look_at_series(rows):
     "{path: why its pixels cannot be used} of a series, and what is odd about all of them"
     pixels = read_series(rows)
-    bad = {p: getattr(o, 'reason', str(o)) for p,o in zip(rows.path, pixels) if isinstance(o, Exception)}
-    good = [o for o in pixels if not isinstance(o, Exception) and o.ndim == 2]
-    bad |= {p: no_picture(o) for p,o in zip(rows.path, pixels) if not isinstance(o, Exception) and no_picture(o)}
+    bad = {p: getattr(hu, 'reason', str(hu)) for p,hu in zip(rows.path, pixels) if isinstance(hu, Exception)}
+    good = [hu for hu in pixels if not isinstance(hu, Exception) and hu.ndim == 2]
+    bad |= {p: no_picture(hu) for p,hu in zip(rows.path, pixels) if not isinstance(hu, Exception) and no_picture(hu)}
     return bad, unlike_head(good, pixel_mm(rows)) if not rows.quirks.str.contains('not HU').any() else ''
 
 # %% ../../nbs/data/14_quality.ipynb #ee8bde3b
@@ -256,7 +257,7 @@ def _decode(t, n_jobs):
     rows = rows[rows.status.eq('ok')]
     places = list(rows.groupby(['study_id', 'series_id'], sort=False).indices.values())
     pool = Parallel(n_jobs=n_jobs if len(rows) > 500 else 1, return_as='generator')
-    found = pool(delayed(_look_at_series)(rows.iloc[o]) for o in places) # a table a series would take more memory than its pixels
+    found = pool(delayed(_look_at_series)(rows.iloc[place]) for place in places) # a table a series would take more memory than its pixels
     reasons,odd = {},{}
     for some,(bad,quirk) in zip(places, progress(found, total=len(places), desc='pixels', unit='series')):
         reasons |= bad

@@ -37,10 +37,10 @@ def slice_normal(
     try: a,b,c,d,e,f = orientation
     except (TypeError, ValueError): return None
     n = (b*f-c*e, c*d-a*f, a*e-b*d)
-    size = math.sqrt(sum(o*o for o in n))
+    size = math.sqrt(sum(part*part for part in n))
     if not 0.5 < size < 1.5: return None
     if max(n, key=abs) < 0: size = -size
-    return tuple(o/size for o in n)
+    return tuple(part/size for part in n)
 
 # %% ../../nbs/data/05_slices.ipynb #4f0f29f5
 def _place(header):
@@ -62,7 +62,7 @@ def _view_reason(header, normal):
     "Why the view is no axial slice of a body, or None"
     if SCOUT.search(str(header.get('SeriesDescription', ''))):
         return f'a scout by its series description ({header["SeriesDescription"]}): a projection, not a slice'
-    kind = NO_SLICES & {str(o).upper() for o in as_list(header.get('ImageType'))}
+    kind = NO_SLICES & {str(value).upper() for value in as_list(header.get('ImageType'))}
     if kind: return f'no slice but a page or a saved screen (ImageType {min(kind)})'
     if not normal or abs(normal[2]) >= math.cos(math.radians(STEEP)): return None
     name = 'sagittal' if abs(normal[0]) > abs(normal[1]) else 'coronal'
@@ -140,9 +140,9 @@ def _age(header):
     "Years of the patient, or None"
     found = re.fullmatch(r'(\d{1,3})([DWMY])', str(header.get('PatientAge', '')).strip())
     if found: return int(found[1])/dict(D=365.25, W=52.18, M=12, Y=1)[found[2]]
-    dates = [str(header.get(o, '')) for o in ('PatientBirthDate', 'StudyDate')]
-    if not all(re.fullmatch(r'[12]\d{7}', o) for o in dates): return None
-    born,seen = (int(o[:4]) + int(o[4:6])/12 for o in dates)
+    dates = [str(header.get(keyword, '')) for keyword in ('PatientBirthDate', 'StudyDate')]
+    if not all(re.fullmatch(r'[12]\d{7}', day) for day in dates): return None
+    born,seen = (int(day[:4]) + int(day[4:6])/12 for day in dates)
     return seen - born if 0 <= seen - born < 120 else None
 
 # %% ../../nbs/data/05_slices.ipynb #63c0fdf0
@@ -159,13 +159,13 @@ def _patient_quirks(header):
 
 def _in_quirk(text):
     "A header's text as a detail of a quirk: one line, without what parts quirks"
-    return ' '.join(''.join(o if o.isprintable() else ' ' for o in text).replace(';', ',').split())[:60]
+    return ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in text).replace(';', ',').split())[:60]
 
 def _header_quirks(header):
     "What is unusual about the values of one header"
-    windows = [as_list(header.get(o)) for o in ('WindowCenter', 'WindowWidth')]
+    windows = [as_list(header.get(keyword)) for keyword in ('WindowCenter', 'WindowWidth')]
     if len(windows[0]) != len(windows[1]):
-        yield 'unpaired windows: ' + ' / '.join(','.join(f'{o:g}' for o in v) or 'none' for v in windows)
+        yield 'unpaired windows: ' + ' / '.join(','.join(f'{value:g}' for value in v) or 'none' for v in windows)
     for keyword,name in dict(PatientID='patient', StudyInstanceUID='study', SeriesInstanceUID='series').items():
         if not header.get(keyword): yield f'no {name} id'
     for keyword in header.get('Malformed', []): yield f'malformed: {keyword}'
@@ -198,7 +198,7 @@ def _numbered(names, groups):
     pairs = pd.DataFrame(dict(name=names, group=groups)).drop_duplicates()
     number = pairs.groupby('name').cumcount().to_numpy() + 1
     new = {(name,group): name if k == 1 else f'{name}~{k}' for name,group,k in zip(pairs.name, pairs.group, number)}
-    return [new[o] for o in zip(names, groups)]
+    return [new[pair] for pair in zip(names, groups)]
 
 def _part_patients(table):
     "Give the studies of several patients an identifier each"
@@ -218,7 +218,7 @@ def _directions(rows):
     normals = rows[['nx', 'ny', 'nz']].to_numpy(float)
     found,numbers = [],[]
     for n in normals:
-        near = [k for k,o in enumerate(found) if np.isnan(n).any() or n@o >= math.cos(math.radians(OFF_AXIS))]
+        near = [k for k,other in enumerate(found) if np.isnan(n).any() or n@other >= math.cos(math.radians(OFF_AXIS))]
         if not near: found.append(n)
         numbers.append(near[0] if near else len(found)-1)
     return numbers
@@ -293,7 +293,7 @@ def _passes(rows):
         if rows[column].isna().any(): continue
         values = _numbered_passes(rows) if column == 'instance' else rows[column]
         if not 1 < values.nunique() <= 2*most: continue
-        if max(_most_at_one_place(o) for _,o in rows.groupby(values)) == 1: return name, values
+        if max(_most_at_one_place(some) for _,some in rows.groupby(values)) == 1: return name, values
     return None, None
 
 # %% ../../nbs/data/05_slices.ipynb #8408f768
@@ -301,7 +301,7 @@ def _kinds(rows):
     "A text for each row by which a series is parted whatever the positions are, and what it is parted by"
     columns = {name: rows[c].astype(object).fillna('') for name,c in dict(kernel='kernel', stack='stack').items() if rows[c].notna().all()}
     columns['orientation'] = pd.Series(_directions(rows), rows.index)
-    used = [name for name,o in columns.items() if o.nunique() > 1]
+    used = [name for name,values in columns.items() if values.nunique() > 1]
     texts = pd.Series('', rows.index)
     for name in used: texts += columns[name].astype(str) + '|'
     return texts, used
@@ -359,7 +359,7 @@ def _pixels(path):
 
 def _in_another_coding(a, b):
     "Do two rows show one picture, though their files differ?"
-    same = [(pd.isna(a[o]) and pd.isna(b[o])) or a[o] == b[o] for o in ('study_id', 'z_mm', 'rows', 'cols', 'frame')]
+    same = [(pd.isna(a[column]) and pd.isna(b[column])) or a[column] == b[column] for column in ('study_id', 'z_mm', 'rows', 'cols', 'frame')]
     if not all(same) or a.transfer_syntax == b.transfer_syntax: return False
     first,second = _pixels(a.path), _pixels(b.path)
     if first is None or second is None or first.shape != second.shape: return False
@@ -397,7 +397,7 @@ ORDER_BY = dict(z_mm='position', location='slice location', time='time', instanc
 
 def _as_people_read(names):
     "The rank of each name, numbers in it by their size"
-    padded = [re.sub(r'\d+', lambda m: m[0].zfill(12), str(o)) for o in names]
+    padded = [re.sub(r'\d+', lambda m: m[0].zfill(12), str(name)) for name in names]
     return pd.Series(padded).rank(method='dense').to_numpy()
 
 def _filled(keys, by):
@@ -436,8 +436,8 @@ _EXTRA = ['folder', 'frame', 'instance', 'location', 'x', 'y', 'z', 'nx', 'ny', 
 def _with_columns(table):
     "The table with all that the order looks at; a finished table's own order stands for its instance numbers"
     if 'instance' not in table and 'slice_index' in table: table = table.assign(instance=table.slice_index.replace(-1, np.nan))
-    missing = {o: np.nan for o in ORDER_BY if o not in table and o != 'file'}
-    return table.assign(**missing, **{o: np.nan for o in ('x', 'y', 'z', 'nx', 'ny', 'nz') if o not in table})
+    missing = {column: np.nan for column in ORDER_BY if column not in table and column != 'file'}
+    return table.assign(**missing, **{column: np.nan for column in ('x', 'y', 'z', 'nx', 'ny', 'nz') if column not in table})
 
 def _sorted_rows(table):
     "The rows in their final order, with `slice_index`, `n_slices`, and columns in `_` for the quirks"
@@ -506,7 +506,7 @@ def _step_quirks(t):
     yield gap, 'gap before: {:.1f} mm, usual {:.1f}', step, usual
     yield short, 'short step before: {:.1f} mm, usual {:.1f}', step, usual
     regular = pd.Series(np.where(same | gap | short, np.nan, step)).groupby(t._group)
-    lowest,highest = (regular.transform(o).to_numpy() for o in ('min', 'max'))
+    lowest,highest = (regular.transform(end).to_numpy() for end in ('min', 'max'))
     yield t._placed & (highest > MIXED_RATIO*lowest), 'mixed spacing: {:.1f} to {:.1f} mm', lowest, highest
     yield ~t._bad & t._by.ne('position'), 'order: by {}', t._by
 
@@ -514,7 +514,7 @@ def _series_quirks(t):
     "The same for what a whole series or study shows"
     ok = ~t._bad
     thickness = t.thickness_mm.where(ok).groupby(t._group)
-    lowest,highest = (thickness.transform(o).to_numpy() for o in ('min', 'max'))
+    lowest,highest = (thickness.transform(end).to_numpy() for end in ('min', 'max'))
     yield ok & (highest > lowest+SAME_MM), 'mixed thickness: {:g} to {:g} mm', lowest, highest
     shape = t.rows.fillna(0).astype(int)*2**16 + t.cols.fillna(0).astype(int)
     yield ok & (shape.where(ok).groupby(t._group).transform('nunique') > 1), 'mixed matrix size'
@@ -539,13 +539,13 @@ def _shear_quirks(t):
 _ORDER_QUIRKS = ('repeated position', 'gap before', 'short step', 'mixed', 'several series', 'sheared', 'order:')
 _FORGOTTEN = dict(x='sheared', instance='order:') # what a finished table cannot tell any more, and the column that is gone
 
-def _rank(quirk): return next((i for i,o in enumerate(_ORDER_QUIRKS, 1) if quirk.startswith(o)), 0)
+def _rank(quirk): return next((i for i,known in enumerate(_ORDER_QUIRKS, 1) if quirk.startswith(known)), 0)
 
 def _found_quirks(t):
     "(row, quirk) of all that the order shows"
     shear = () if t.x.isna().all() else _shear_quirks(t)
     for mask,text,*details in itertools.chain(_step_quirks(t), _series_quirks(t), shear):
-        for i in np.flatnonzero(mask): yield i, text.format(*(o[i] for o in details))
+        for i in np.flatnonzero(mask): yield i, text.format(*(values[i] for values in details))
 
 def order_slices(
     table # Slices table in any order; `slice_index` and `n_slices` need not be there
@@ -553,21 +553,21 @@ def order_slices(
     "Order each series by position along its normal and flag what is unusual about it"
     finished = 'slice_index' in table
     kept = tuple(quirk for column,quirk in _FORGOTTEN.items() if finished and column not in table)
-    anew = tuple(o for o in _ORDER_QUIRKS if o not in kept)
+    anew = tuple(name for name in _ORDER_QUIRKS if name not in kept)
     t = _sorted_rows(table.reset_index(drop=True))
-    quirks = [[o for o in q.split('; ') if o and not o.startswith(anew)] for q in t.quirks.fillna('')]
+    quirks = [[quirk for quirk in q.split('; ') if quirk and not quirk.startswith(anew)] for q in t.quirks.fillna('')]
     for i,quirk in _found_quirks(t):
         if quirk.startswith(anew): quirks[i].append(quirk)
-    t['quirks'] = pd.Series(['; '.join(sorted(o, key=_rank)) for o in quirks], dtype=str)
-    others = [o for o in table if o not in COLUMNS]
-    return t[[o for o in COLUMNS if o in t] + others]
+    t['quirks'] = pd.Series(['; '.join(sorted(found, key=_rank)) for found in quirks], dtype=str)
+    others = [column for column in table if column not in COLUMNS]
+    return t[[column for column in COLUMNS if column in t] + others]
 
 # %% ../../nbs/data/05_slices.ipynb #3091daea
 _INTS = 'rows cols bits_stored pixel_representation frame'.split()
 _FLOATS = ('z_mm thickness_mm row_mm col_mm rescale_slope rescale_intercept window_center window_width instance location '
     'x y z nx ny nz time').split()
-_SCHEMA = pa.schema([(o, pa.int32() if o in _INTS else pa.float64() if o in _FLOATS else pa.string())
-                     for o in [*COLUMNS, *_EXTRA] if o not in ('slice_index', 'n_slices')])
+_SCHEMA = pa.schema([(column, pa.int32() if column in _INTS else pa.float64() if column in _FLOATS else pa.string())
+                     for column in [*COLUMNS, *_EXTRA] if column not in ('slice_index', 'n_slices')])
 
 def _unread(path, folder, reason):
     "The row of a file that has no header"
@@ -585,12 +585,12 @@ def _read_row(path, folder, reason=''):
 # %% ../../nbs/data/05_slices.ipynb #85913ec4
 def _numbers(row):
     "The numbers of a row as their columns can hold them"
-    found = {o: row[o] for o in (*_INTS, *_FLOATS) if row.get(o) is not None}
-    return {o: float(v) if o in _FLOATS else v if abs(v) < 2**31 else None for o,v in found.items()}
+    found = {column: row[column] for column in (*_INTS, *_FLOATS) if row.get(column) is not None}
+    return {column: float(v) if column in _FLOATS else v if abs(v) < 2**31 else None for column,v in found.items()}
 
 def _as_arrow(rows): return pa.Table.from_pylist([row | _numbers(row) for row in rows], schema=_SCHEMA)
 
-def _read_chunk(files): return _as_arrow([_read_row(*o) for o in files])
+def _read_chunk(files): return _as_arrow([_read_row(*file) for file in files])
 
 # %% ../../nbs/data/05_slices.ipynb #6b359cd8
 _IDS = ['patient_id', 'study_id', 'series_id']
@@ -670,8 +670,8 @@ def _read_arrow(path):
 def _read_parts(chunks, parts, n_jobs):
     "Each chunk's table: from its part where that is there, otherwise read, and kept as a part"
     names = [parts/f'{i:05}.parquet' if parts else None for i in range(len(chunks))]
-    todo = [not (o and o.exists()) for o in names]
-    work = (delayed(_read_chunk)(c[['path', 'folder', 'reason']].values.tolist()) for c,o in zip(chunks, todo) if o)
+    todo = [not (name and name.exists()) for name in names]
+    work = (delayed(_read_chunk)(c[['path', 'folder', 'reason']].values.tolist()) for c,missing in zip(chunks, todo) if missing)
     fresh = Parallel(n_jobs=n_jobs if sum(todo) > 2 else 1, return_as='generator')(work)
     with progress(total=sum(map(len, chunks)), desc='headers', unit='file') as bar:
         for c,new,name in zip(chunks, todo, names):
@@ -697,7 +697,7 @@ def load_slices(
     "Read a slices table back; raises `InputError` where it is none"
     try: table = _read_arrow(path).to_pandas()
     except Exception as e: raise InputError(path, f'not a slices table: {e}') from e
-    missing = [o for o in COLUMNS if o not in table]
+    missing = [column for column in COLUMNS if column not in table]
     if missing: raise InputError(path, f'not a slices table: no column {missing[0]}')
     return table
 
@@ -716,7 +716,7 @@ def _rows_of_frames(row):
     "A row for each frame of the file that a row stands for"
     header = read_fields(row.path)
     frames = header.pop('Frames', [{}])
-    quirks = [o for o in header.get('Quirks', []) if not o.startswith('multi-frame')]
+    quirks = [quirk for quirk in header.get('Quirks', []) if not quirk.startswith('multi-frame')]
     for k,frame in enumerate(frames, 1):
         one = _row(Header(header | frame | dict(Quirks=quirks)), row.path, '', frame=k)
         yield one | dict(image_id=f'{row.image_id}#{k}', patient_id=row.patient_id, study_id=row.study_id, series_id=row.series_id)
@@ -728,7 +728,7 @@ def frame_rows(
     if 'frame' in table: return table
     many = table.status.eq('ok') & table.quirks.str.contains(_MANY, na=False)
     if not many.any(): return table.assign(frame=np.int32(0))
-    frames = _as_arrow([o for row in table[many].itertuples() for o in _rows_of_frames(row)]).to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
+    frames = _as_arrow([frame for row in table[many].itertuples() for frame in _rows_of_frames(row)]).to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
     _part_series(frames)
     frames = order_slices(frames)[[*COLUMNS, 'frame']]
     return order_slices(pd.concat([table[~many].assign(frame=np.int32(0)), frames], ignore_index=True)).astype(dict(frame='int32'))
@@ -740,9 +740,9 @@ def slices_from_headers(
     "A slices table from headers that were read before, by the same code as from files"
     given = isinstance(headers, pd.DataFrame)
     df = headers if given else pd.read_csv(headers, dtype=str, keep_default_na=False)
-    fields = [o for o in FIELDS if o in df]
+    fields = [keyword for keyword in FIELDS if keyword in df]
     if 'SOPInstanceUID' not in fields: raise InputError('table' if given else headers, 'no column SOPInstanceUID')
-    columns = [[cell_value(o, k) for o in df[k].tolist()] for k in fields]
+    columns = [[cell_value(value, k) for value in df[k].tolist()] for k in fields]
     rows = []
     for values in progress(zip(*columns), total=len(df), desc='headers', unit='row'):
         header = Header((k, v) for k,v in zip(fields, values) if v is not None)

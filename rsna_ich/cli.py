@@ -526,17 +526,31 @@ def _predict(
 def _outline(
     folder:Path, # DICOM files, subfolders included, or a zip
     out:Path=Path('outlines'), # Where volumes.csv and left_out.csv go
-    masks:bool=False # Write each series' outline as NIfTI too?
+    masks:bool=False, # Write each series' outline as NIfTI too?
+    truth:bool=False # Is the folder a set with outlines, CT-ICH's or BHSD's layout? Then the network is judged by them
 ):
     "Outline blood and measure it, in millilitres"
     from rsna_ich.core import DISCLAIMER
     from rsna_ich.predict.outline import Segmenter, measure_folder
     segmenter = Segmenter()
+    if truth: return _judge_outlines(folder, out, segmenter)
     found = measure_folder(folder, out, segmenter, masks)
     whole = found[found.kind.eq('any')].sort_values('ml', ascending=False)
     for row in whole.head(10).itertuples(): typer.echo(f'{row.ml:7.1f} ml  study {row.study_id}, series {row.series_id}, {row.n_slices} slices')
     typer.echo(f'{segmenter}, trained on {segmenter.config["trained_on"]}. {DISCLAIMER}')
     typer.echo(f'volumes: {out/"volumes.csv"}')
+    return _lost_in(out)
+
+def _judge_outlines(folder, out, segmenter):
+    "Hold a network's outlines against those of a set"
+    from rsna_ich.core import DISCLAIMER
+    from rsna_ich.judge.outlines import judge_outlines
+    figures = judge_outlines(folder, out, segmenter)
+    for row in figures[figures.scans > 0].itertuples():
+        interval = f' ({row.low:.2f} to {row.high:.2f})' if row.scans > 1 else ''
+        typer.echo(f'{row.Index}: Dice {row.dice:.2f}{interval}, off by {row.error_ml:.1f} ml on average, in {row.scans} scans')
+    typer.echo(f'{segmenter}, trained on {segmenter.config["trained_on"]}. {DISCLAIMER}')
+    typer.echo(f'outlines: {out/"outlines.csv"}')
     return _lost_in(out)
 
 # %% ../nbs/04_cli.ipynb #2855bbbd

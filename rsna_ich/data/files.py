@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/files.html.md"""
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'SIDE_SUFFIXES', 'SIDE_NAMES', 'ARCHIVES', 'MARK', 'OWN', 'NO_FILES', 'shown_path', 'real_path',
-           'file_name', 'split_member', 'open_zip', 'open_slice', 'first_bytes', 'Entry', 'Listing', 'list_files',
-           'list_slices', 'files_stamp']
+           'file_name', 'split_member', 'open_zip', 'open_slice', 'file_bytes', 'first_bytes', 'Entry', 'Listing',
+           'list_files', 'list_slices', 'files_stamp']
 
 # %% ../../nbs/data/03_files.ipynb #da45cb2e
 import functools, gzip, hashlib, io, os, re, stat, zipfile
@@ -160,6 +160,14 @@ def open_slice(
     f = io.BytesIO(found)
     f.name = shown_path(path)
     return f
+
+def file_bytes(
+    path # As for `open_slice`
+) -> bytes: # Unpacked, but not turned into anything else
+    "The content of a file; raises `SliceError`"
+    try: return _all_bytes(_whole_file(path), shown_path(path))
+    except SliceError: raise
+    except Exception as e: raise SliceError(shown_path(path), f'cannot be opened: {getattr(e, "strerror", None) or e}') from None
 
 def first_bytes(
     path, # As for `open_slice`

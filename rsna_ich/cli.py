@@ -527,12 +527,13 @@ def _outline(
     folder:Path, # DICOM files, subfolders included, or a zip
     out:Path=Path('outlines'), # Where volumes.csv and left_out.csv go
     masks:bool=False, # Write each series' outline as NIfTI too?
+    model:Path|None=None, # Folder of a U-Net, as `ich segment` writes it; the one in the package unless given
     truth:bool=False # Is the folder a set with outlines, CT-ICH's or BHSD's layout? Then the network is judged by them
 ):
     "Outline blood and measure it, in millilitres"
     from rsna_ich.core import DISCLAIMER
     from rsna_ich.predict.outline import Segmenter, measure_folder
-    segmenter = Segmenter()
+    segmenter = Segmenter(model)
     if truth: return _judge_outlines(folder, out, segmenter)
     found = measure_folder(folder, out, segmenter, masks)
     whole = found[found.kind.eq('any')].sort_values('ml', ascending=False)
@@ -552,6 +553,24 @@ def _judge_outlines(folder, out, segmenter):
     typer.echo(f'{segmenter}, trained on {segmenter.config["trained_on"]}. {DISCLAIMER}')
     typer.echo(f'outlines: {out/"outlines.csv"}')
     return _lost_in(out)
+
+# %% ../nbs/04_cli.ipynb #clisegm1
+@command('Training', 'segment BHSD --out network')
+def _segment(
+    folder:Path, # A set with outlines, CT-ICH's or BHSD's layout
+    out:Path=Path('network'), # Folder of the U-Net; what is prepared goes beside it
+    epochs:int=4 # Of one cycle
+):
+    "Train the outlines in the package on a set of real ones"
+    if out.exists(): raise InputError(out, 'is there already')
+    with needs_extra('Training'): from rsna_ich.learn.segment import prepare_outlined, tune_unet
+    from rsna_ich.predict.onnx import export_unet
+    from rsna_ich.predict.outline import default_segmenter
+    files,lost = prepare_outlined(folder, out.with_name(f'{out.name}.slices'))
+    tune_unet(files, out, default_segmenter(), epochs)
+    export_unet(out)
+    typer.echo(f'network: {out}; ich outline SCANS --model {out}. {DISCLAIMER}')
+    return _left_out(lost)
 
 # %% ../nbs/04_cli.ipynb #2855bbbd
 @command('Results', 'evaluate predictions truth.csv --out evaluation')

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/segment.html.md"""
 
 # %% auto #0
 __all__ = ['KINDS_OUTLINED', 'MASK_AUGMENT', 'shrink_masks', 'simulate_outlined', 'TensorMasks', 'OutlinedSlices', 'JoinMasks',
-           'SplitMasks', 'mask_loss', 'dice_any', 'outlined_dls', 'train_unet']
+           'SplitMasks', 'mask_loss', 'dice_any', 'outlined_dls', 'train_unet', 'prepare_outlined', 'tune_unet']
 
 # %% ../../nbs/learn/17_segment.ipynb #5f64b12a
 from pathlib import Path
@@ -22,12 +22,13 @@ from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 
 from ..data.crop import crop_resize, head_box
+from ..data.outlined import find_outlined, read_outlined
 from ..labels import SUBTYPES
 from .augment import get_augments
 from .batch import TensorHU, Windowed, plain_tensor
 from .checkpoint import Checkpoint
 from .learner import BatchBar, ChannelsLast, KeepMemory, RunningMean
-from ..model.unet import UNet, encode_as, save_unet
+from ..model.unet import UNet, encode_as, load_unet, save_unet
 
 # %% ../../nbs/learn/17_segment.ipynb #71656e44
 KINDS_OUTLINED = len(SUBTYPES) - 1
@@ -153,6 +154,13 @@ def outlined_dls(
     return DataLoaders(loader(kept, True, get_augments(MASK_AUGMENT)), loader(held, False, []), device='cpu')
 
 # %% ../../nbs/learn/17_segment.ipynb #f7bc6abd
+def _fitted(unet, dls, keep, epochs, lr):
+    "A learner after one cycle; a killed run continues from its checkpoint"
+    learn = Learner(dls, unet, loss_func=mask_loss, opt_func=Adam, splitter=_halves, metrics=[dice_any], wd=.01, cbs=[ChannelsLast(), RunningMean(.995)])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(epochs, slice(lr*.3, lr), pct_start=.15, start_epoch=keep.start, cbs=[BatchBar('U-Net', keep.start), KeepMemory(), keep])
+    return learn
+
 def _halves(unet): return [list(unet.net.encoder.parameters()), [p for part in (unet.net.decoder, unet.net.segmentation_head) for p in part.parameters()]]
 
 # %% ../../nbs/learn/17_segment.ipynb #b70f1c0b
@@ -169,12 +177,59 @@ def train_unet(
     set_seed(seed, reproducible=True)
     dls = outlined_dls(list(files), bs, seed=seed)
     unet = UNet() if bundle is None else encode_as(UNet(), bundle)
-    learn = Learner(dls, unet, loss_func=mask_loss, opt_func=Adam, splitter=_halves, metrics=[dice_any], wd=.01, cbs=[ChannelsLast(), RunningMean(.995)])
     keep = Checkpoint(Path(dest).with_suffix('.checkpoint.safetensors'), about=f'U-Net, {len(files)} patients, {epochs} epochs, {lr}, {bs}, {seed}')
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(epochs, slice(lr*.3, lr), pct_start=.15, start_epoch=keep.start, cbs=[BatchBar('U-Net', keep.start), KeepMemory(), keep])
+    learn = _fitted(unet, dls, keep, epochs, lr)
     size = dls.train.dataset.hu.shape[-1]
     config = dict(name='rsna-ich-outlines', windowing='brain', size=size, level=[.5]*KINDS_OUTLINED, trained_on=f'{len(files)} simulated patients, no real ones')
     save_unet(dest, learn.model, config, '\n\n'.join([f'# {config["name"]}', f'**{DISCLAIMER}**', f'A U-Net trained on {config["trained_on"]}.\n']))
+    keep.remove()
+    return learn
+
+# %% ../../nbs/learn/17_segment.ipynb #tune0002
+def prepare_outlined(
+    folder, # A set with outlines, as `find_outlined` takes it
+    dest, # Folder of the files
+    size:int=192 # Pixels a side
+) -> tuple: # The files, and [path, reason] of what cannot be used
+    "A set with outlines as files for `outlined_dls`; what is there is not made again"
+    found,lost = find_outlined(folder)
+    files = []
+    for one in progress(found, desc='outlines', unit='scan'):
+        file = Path(dest)/f'{one.name}.npz'
+        try:
+            if not file.exists(): _prepare_scan(read_outlined(one), file, size)
+        except InputError as e: lost.append([str(e.path), e.reason])
+        else: files.append(file)
+    return files, lost
+
+def _prepare_scan(scan, file, size):
+    "Write the slices of a scan of whose kinds its mask is sure"
+    hu = np.maximum(scan.hu, -1024)
+    box = head_box(hu, pixel_mm=(scan.pixel_mm,)*2)
+    small,masks = crop_resize(hu, box, size),shrink_masks(scan.masks, box, size)
+    with atomic_path(file) as temporary:
+        with open(temporary, 'wb') as f: np.savez(f, hu=small[scan.sure], masks=masks[scan.sure])
+
+# %% ../../nbs/learn/17_segment.ipynb #tune0003
+def tune_unet(
+    files, # Of `prepare_outlined`; one in twelve is held out
+    dest, # The folder that `save_unet` writes
+    start, # The folder of the U-Net to go on from
+    epochs:int=4, # Of one cycle
+    lr:float=5e-4, # Of the decoder; the encoder's is a third
+    bs:int=16, # Slices a batch
+    seed:int=17 # Of everything random
+) -> Learner:
+    "Train a U-Net on outlines of one's own and write its folder; a killed run continues"
+    if len(files) < 2: raise InputError('set with outlines', 'two scans are the least: one is held out')
+    set_seed(seed, reproducible=True)
+    unet,about = load_unet(start)
+    dls = outlined_dls(list(files), bs, about['windowing'], seed=seed)
+    if not len(dls.train): raise InputError('set with outlines', f'{len(dls.train.dataset)} slices to learn from are less than a batch of {bs}')
+    keep = Checkpoint(Path(dest).with_suffix('.checkpoint.safetensors'), about=f'U-Net on, {len(files)} scans, {epochs} epochs, {lr}, {bs}, {seed}')
+    learn = _fitted(unet, dls, keep, epochs, lr)
+    trained_on = f'{about["trained_on"].replace(", no real ones", "")}, then scans of a set with outlines ({len(files) - len(files[::12])})'
+    config = dict(name=f'{about["name"]}-tuned', windowing=about['windowing'], size=about['size'], level=about['level'], trained_on=trained_on)
+    save_unet(dest, learn.model, config, '\n\n'.join([f'# {config["name"]}', f'**{DISCLAIMER}**', f'A U-Net trained on {trained_on}.\n']))
     keep.remove()
     return learn

@@ -36,7 +36,7 @@ from .distributed import first_alone, join_processes, my_share, own_device, toge
 from .learner import BatchBar, KeepMemory, fit_leg, logger_callbacks, lr_curve, slice_learner
 from .published import get_recipe, recipe_members
 from .recipes import Recipe, scale_recipe
-from ..metrics import auc, choose_threshold, constant_prior, fit_temperature, sensitivity_specificity, sigmoid, weighted_log_loss
+from ..metrics import Calibration, alarm_threshold, auc, choose_threshold, constant_prior, fit_temperature, sensitivity_specificity, sigmoid, weighted_log_loss
 from ..model.bundle import pack_bundles
 from ..model.net import create_model, find_weights, save_bundle
 
@@ -392,23 +392,31 @@ def predict_store(
     return (logits, torch.cat(vectors).numpy()) if embeddings else logits
 
 # %% ../../nbs/learn/15_training.ipynb #95e1758b
-def _operating_point(truth, probability, specificity):
-    "The threshold of one label, away from 0 and 1; one half where all slices are of one class"
+def _operating_point(truth, probability, specificity, before=None):
+    "The threshold of one label, away from 0 and 1; where all slices are of one class, or few, `before` counts, or one half"
+    if before is not None: return alarm_threshold(probability[truth == 0], specificity, before)
     if not 0 < truth.sum() < len(truth): return .5
     return float(np.clip(choose_threshold(truth, probability, specificity=specificity), 1e-3, 1-1e-3))
+
+def _held_out_scores(p, targets, threshold):
+    "How the held-out slices score, as a bundle's config says it"
+    sens,spec = sensitivity_specificity(targets[:, 0], p[:, 0], threshold)
+    areas = {s: round(float(a), 4) for s,a in zip(SUBTYPES, auc(targets, p))}
+    return dict(slices=len(targets), log_loss=float(weighted_log_loss(p, targets)), auc=areas, sensitivity=sens, specificity=spec)
 
 def calibrate(
     logits, # Of held-out slices, (n, 6)
     targets, # Their truth, (n, 6)
-    specificity:float=.9 # Wanted of `any`
+    specificity:float=.9, # Wanted of `any`
+    start:dict=None # The config of the bundle that the network went on from: its calibration and operating point are believed where slices are few
 ) -> dict: # temperature, bias, threshold, and how the held-out slices score with them
     "Calibration and operating point from held-out patients"
-    calibration = fit_temperature(logits, targets, bias=True)
+    believed = Calibration(start['temperature'], tuple(start['bias'])) if start else None
+    before = start.get('threshold_hu', start['threshold']) if start else None
+    calibration = fit_temperature(logits, targets, bias=True, believed=believed)
     p = calibration(sigmoid(logits))
-    threshold = _operating_point(targets[:, 0], p[:, 0], specificity)
-    sens,spec = sensitivity_specificity(targets[:, 0], p[:, 0], threshold)
-    areas = {s: round(float(a), 4) for s,a in zip(SUBTYPES, auc(targets, p))}
-    held = dict(slices=len(targets), log_loss=float(weighted_log_loss(p, targets)), auc=areas, sensitivity=sens, specificity=spec)
+    threshold = _operating_point(targets[:, 0], p[:, 0], specificity, before)
+    held = _held_out_scores(p, targets, threshold)
     return dict(temperature=float(calibration.temperature), bias=[float(b) for b in calibration.bias], threshold=threshold, held_out=held)
 
 # %% ../../nbs/learn/15_training.ipynb #be37b463
@@ -455,13 +463,19 @@ def _config(self:Run, table, judged):
     about = dict(name=self.name or recipe.name, trained_on=self.trained_on)
     return about | same | dict(crop_rule=CROP_RULE, prior=[float(p) for p in prior], recipe=recipe.to_dict()) | judged
 
+@patch(as_prop=True)
+def start(self:Run):
+    "The config of the bundle that the network goes on from, if there is one"
+    bundle = find_weights(self.recipe.backbone, self.recipe.pretrained)
+    return read_config(bundle) if bundle else None
+
 @patch
 def _finish(self:Run, model):
     "Predict the held-out slices, calibrate, write tables and bundle"
     table = _with_labels(self.store, self.labels)
     logits,vectors = predict_store(model, self.store, self.recipe, np.flatnonzero(self.held_out), desc='held-out slices', embeddings=True)
     self._write_tables(table, logits, vectors)
-    judged = calibrate(logits, table.loc[self.held_out, SUBTYPES].to_numpy('float64'), self.recipe.specificity)
+    judged = calibrate(logits, table.loc[self.held_out, SUBTYPES].to_numpy('float64'), self.recipe.specificity, self.start)
     config = self._config(table, judged)
     save_bundle(self.folder/'bundle', model, config, _card(self.recipe, config))
 
@@ -498,7 +512,7 @@ def _gather(self:Run, runs):
     oof = pd.concat(tables, ignore_index=True)
     vectors = np.concatenate([np.load(run.folder/'embeddings.npy') for run in runs])
     logits = oof[[f'logit_{s}' for s in SUBTYPES]].to_numpy()
-    score = calibrate(logits, oof[SUBTYPES].to_numpy('float64'), self.recipe.specificity)
+    score = calibrate(logits, oof[SUBTYPES].to_numpy('float64'), self.recipe.specificity, self.start)
     with atomic_path(self.folder/'oof.parquet') as p: oof.to_parquet(p)
     with atomic_path(self.folder/'oof_embeddings.npy') as p: np.save(p, vectors)
     with atomic_path(self.folder/'oof.json') as p: p.write_text(json.dumps(score, indent=1))

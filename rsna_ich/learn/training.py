@@ -37,7 +37,7 @@ from .learner import BatchBar, KeepMemory, fit_leg, logger_callbacks, lr_curve, 
 from .published import get_recipe, recipe_members
 from .recipes import Recipe, scale_recipe
 from ..metrics import Calibration, alarm_threshold, auc, choose_threshold, constant_prior, fit_temperature, sensitivity_specificity, sigmoid, weighted_log_loss
-from ..model.bundle import pack_bundles
+from ..model.bundle import pack_bundles, read_config
 from ..model.net import create_model, find_weights, save_bundle
 
 # %% ../../nbs/learn/15_training.ipynb #551efd40

@@ -93,6 +93,121 @@ def test_scroll_and_window(page, address, query):
     assert page.errors == []
 
 
+@pytest.mark.parametrize('query', ['', '?png=1'], ids=['webgl', 'pictures'])
+def test_a_drag_changes_the_window(page, address, query):
+    viewer = open_study(page, address, query)
+    drag(page, (.5, .5), (.7, .4))
+    centre, width = map(int, viewer.get_attribute('data-window').split('/'))
+    assert centre > 40 and width > 80
+
+
+def drag(page, start, end):
+    "From one place in the viewer to another, each as shares of its width and height"
+    page.set_viewport_size(dict(width=1100, height=1300))  # the whole viewer is to be seen, for a mouse reaches nothing else
+    box = page.locator('.stage').bounding_box()
+    points = [(box['x'] + x*box['width'], box['y'] + y*box['height']) for x, y in (start, end)]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    page.mouse.move(*points[1], steps=5)
+    page.mouse.up()
+
+
+def test_a_distance_is_in_mm(page, address):
+    "The picture fills the viewer, so what lies between two points follows from the header: pixels times their size"
+    open_study(page, address)
+    tags = dict(row.inner_text().split('\t') for row in page.locator('tr:has-text("Columns"), tr:has-text("PixelSpacing")').all())
+    width = int(tags['Columns'])*float(tags['PixelSpacing'].strip('[]').split(',')[1])
+    page.get_by_role('button', name='Distances').click()
+    measured = []
+    for start, end, share in ((.3, .5), (.7, .5), .4), ((.4, .3), (.7, .7), .5):
+        drag(page, start, end)
+        measured.append(page.evaluate('viewers[0].nv.document.completedMeasurements.at(-1).distance')/(share*width))
+    assert measured == pytest.approx([1, 1], rel=.01)
+    page.get_by_role('button', name='Distances').click()
+    assert page.locator('[data-mode=measure]').get_attribute('aria-pressed') == 'false'
+
+
+def coloured(page):
+    "Share of the viewer's pixels that are not grey"
+    import io
+    import numpy as np
+    from PIL import Image
+    page.wait_for_timeout(500)
+    pixels = np.asarray(Image.open(io.BytesIO(page.locator('.stage').screenshot())).convert('RGB')).astype(int)
+    return (np.ptp(pixels, axis=2) > 30).mean()
+
+
+@pytest.mark.parametrize('query', ['', '?png=1'], ids=['webgl', 'pictures'])
+@pytest.mark.parametrize('name', ['.opacity', '.mask-opacity'], ids=['map', 'outlines'])
+def test_overlays_fade(page, address, query, name):
+    "At 0 the slice is grey, at 100 it has colours; the other overlay is off meanwhile"
+    open_study(page, address, query)
+    for slider in '.opacity', '.mask-opacity': page.locator(slider).fill('0')
+    assert coloured(page) < .001
+    page.locator(name).fill('100')
+    assert .005 < coloured(page) < .2
+    page.locator(name).fill('0')
+    assert coloured(page) < .001
+
+
+def test_two_studies_side_by_side(page, address):
+    page.goto(address)
+    both = [link.get_attribute('href')[len('/study/'):] for link in page.locator('a[href^="/study/"]').all()]
+    page.goto(f'{address}/side?a={both[0]}&b={both[1]}')
+    page.wait_for_selector('.viewer[data-viewer] >> nth=1', timeout=60_000)
+    first, second = page.locator('.viewer').all()
+    kept = second.get_attribute('data-slice')
+    first.locator('.stage').focus()
+    page.keyboard.press('End')
+    assert first.get_attribute('data-slice') == '23' and second.get_attribute('data-slice') == kept
+    boxes = [one.bounding_box() for one in (first, second)]
+    assert boxes[0]['y'] == pytest.approx(boxes[1]['y'], abs=120) and boxes[0]['x'] + boxes[0]['width'] <= boxes[1]['x']
+    assert page.evaluate('document.documentElement.scrollWidth <= innerWidth')
+
+
+def test_outlines_and_results_are_taken_away(page, address, tmp_path):
+    "The mask as NIfTI, which says what it is not, and the results as DICOM"
+    nibabel = pytest.importorskip('nibabel')
+    open_study(page, address)
+    with page.expect_download() as found: page.get_by_role('link', name='outlines (NIfTI)').click()
+    found.value.save_as(tmp_path/'mask.nii.gz')
+    mask = nibabel.load(tmp_path/'mask.nii.gz')
+    assert mask.shape[:2] == (512, 512) and b'not a medical device' in bytes(mask.header['descrip'])
+    if page.get_by_text('No results as DICOM').count(): return
+    with page.expect_download() as found: page.get_by_role('link', name='results (DICOM)').click()
+    assert found.value.suggested_filename == 'not-for-diagnosis-dicom.zip'
+
+
+CONTRAST = """() => {
+  const parse = c => c.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4).reduce((s, v, i) => s + v*[.2126, .7152, .0722][i], 0);
+  const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+  const opacity = e => { let o = 1; for (; e; e = e.parentElement) o *= +getComputedStyle(e).opacity; return o; };
+  const low = [];
+  for (const e of document.querySelectorAll('main *')) {
+    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) || !e.getClientRects().length || e.closest('.stage')) continue;
+    const style = getComputedStyle(e), back = behind(e), share = opacity(e), ink = parse(style.color).slice(0, 3).map((v, i) => share*v + (1 - share)*back[i]);
+    const [a, b] = [light(ink), light(back)], ratio = (Math.max(a, b) + .05)/(Math.min(a, b) + .05), large = parseFloat(style.fontSize) >= 24;
+    if (ratio < (large ? 3 : 4.5)) low.push(`${e.tagName} ${e.textContent.trim().slice(0, 40)}: ${ratio.toFixed(2)}`);
+  }
+  return low;
+}"""
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_contrast_is_aa(page, address, scheme):
+    "Every text on the worklist, with a row that is marked as seen, and on a study: WCAG 2.1, 1.4.3"
+    page.emulate_media(color_scheme=scheme)
+    page.goto(address)
+    page.get_by_role('button', name='Seen', exact=True).first.click()
+    assert page.locator('tr.seen').count() >= 1
+    assert page.evaluate(CONTRAST) == []
+    page.get_by_role('button', name='Not seen').first.click()
+    open_study(page, address)
+    assert page.evaluate(CONTRAST) == []
+    page.emulate_media(color_scheme=None)
+
+
 def bright(page):
     "Share of the viewer's pixels that are not black"
     import io
@@ -139,6 +254,20 @@ def test_keyboard_alone(page, address):
         if page.evaluate('document.activeElement.getAttribute("href") || ""').startswith('/study/'): break
     page.keyboard.press('Enter')
     page.wait_for_selector('[data-viewer]', timeout=60_000)
+
+
+def test_the_viewer_by_keyboard_alone(page, address):
+    "Tab leads to everything that can be changed, and each place that has the focus shows it"
+    open_study(page, address)
+    reached = []
+    for _ in range(40):
+        page.keyboard.press('Tab')
+        reached.append(page.evaluate('(e => e.className || e.dataset.centre || e.textContent)(document.activeElement)'))
+        assert page.evaluate('getComputedStyle(document.activeElement).outlineStyle') != 'none', reached[-1]
+        if reached[-1] == 'mask-opacity': break
+    assert {'stage', 'slice-number', 'opacity', 'mask-opacity'} <= set(reached)
+    page.keyboard.press('End')
+    assert page.locator('.mask-opacity').input_value() == '100'
 
 
 def test_a_phones_width(page, address):

@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .uploads import Limits, unpack_upload
-from ..core import DISCLAIMER, InputError, atomic_path
+from ..core import DISCLAIMER, InputError, a_few, atomic_path
 from ..data.nifti import write_nifti
 from ..data.upright import pixel_mm
 from ..judge.study import Study, slice_tags
@@ -176,6 +176,7 @@ def answer_upload(
     refused = unpack_upload(folder/'received', folder/'files', limits)
     say('reading and asking the model')
     found = predictor.predict(folder/'files', n_jobs=1)
+    if not len(found.studies): raise InputError('upload', f'nothing of it could be read: {a_few(found.left_out.reason.unique(), 2)}')
     say(f'drawing {len(found.studies)} studies, {int(found.studies.n_slices.sum())} slices' if len(found.studies) > 1 else f'drawing {int(found.studies.n_slices.sum())} slices')
     out = folder/'results'
     _write_tables(found, predictor.config['name'], out)

@@ -85,6 +85,7 @@ class Viewer {
       isRadiologicalConvention: true, show3Dcrosshair: false, crosshairWidth: 0, logLevel: 'error', dragMode: niivue.DRAG_MODE.contrast});
     canvas.hidden = false; // NiiVue takes its size
     await nv.attachToCanvas(canvas);
+    canvas.focus = () => this.stage.focus({preventScroll: true}); // NiiVue asks for the focus on each click; a page that scrolls under the mouse makes a distance wrong
     const [low, high] = this.limits();
     const volumes = [{url: `${this.base}/volume.nii.gz`, colormap: 'gray', cal_min: low, cal_max: high}];
     if (this.root.dataset.map === 'yes') volumes.push({url: `${this.base}/map.nii.gz`, colormap: 'hot', opacity: this.opacity, cal_min: 20, cal_max: 100});
@@ -188,9 +189,16 @@ class Viewer {
     return true;
   }
 
-  drag() { // of the window, on pictures; NiiVue is told by mode()
+  drag() { // of the window; while distances are measured or planes are shown the mouse is NiiVue's
     let from = null;
-    this.stage.addEventListener('pointerdown', e => { if (!this.nv) { from = [e.clientX, e.clientY, ...this.window]; } });
+    const ours = () => !all('[data-mode][aria-pressed=true]', this.root).length;
+    for (const event of ['mousedown', 'touchstart'])
+      this.stage.addEventListener(event, e => { if (ours()) e.stopPropagation(); }, {capture: true, passive: true});
+    this.stage.addEventListener('pointerdown', e => {
+      if (!ours()) return;
+      e.stopPropagation();
+      from = [e.clientX, e.clientY, ...this.window];
+    }, true);
     addEventListener('pointerup', () => { from = null; });
     addEventListener('pointermove', e => { if (from) this.set(from[2] - (e.clientY - from[1])/2, from[3] + (e.clientX - from[0])); });
   }
@@ -207,7 +215,7 @@ class Viewer {
       const measure = button.getAttribute('aria-pressed') !== 'true';
       button.setAttribute('aria-pressed', measure);
       nv.opts.dragMode = measure ? niivue.DRAG_MODE.measurement : niivue.DRAG_MODE.contrast;
-      nv.opts.dragModePrimary = measure ? niivue.DRAG_MODE.measurement : undefined;
+      nv.opts.dragModePrimary = measure ? niivue.DRAG_MODE.measurement : niivue.DRAG_MODE.crosshair;
       one('.note', this.root).textContent = measure ? 'Drag with the mouse to measure; the distance is in mm.' : '';
     }
     nv.drawScene();

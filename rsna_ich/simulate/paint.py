@@ -37,7 +37,8 @@ def _room(bone, gap, pixel):
     free = ndi.distance_transform_edt(~bone)*pixel > gap/2
     label,n = ndi.label(free)
     size = np.bincount(label.ravel(), minlength=n+1)
-    size[np.unique(np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]]))] = 0 # open to the outside
+    open_to_outside = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    size[np.unique(open_to_outside)] = 0
     size[0] = 0
     if not size.any(): return np.zeros_like(bone)
     core = label == size.argmax()
@@ -87,12 +88,14 @@ class Place(NamedTuple):
 @lru_cache(maxsize=1)
 def _sections():
     "Sections through the atlas: z, tilt, picture in HU, and its inside"
-    atlas,found = load_atlas(),[]
+    atlas = load_atlas()
+    found = []
     for tilt in TILTS:
         q = scan_grid(SECTION_MM, 1, tilt, 1)[:, STEP//2::STEP, STEP//2::STEP]
         inside = (sample(atlas['coarse'], q)[0] < 0).numpy()
         pictures = inside*(6 + 30*sample(atlas['tissue'], q)[0].numpy())
-        found += [(z, tilt, o, m) for z,o,m in zip(SECTION_MM, pictures, inside) if m.sum()*(STEP*PIXEL)**2 >= LEAST_MM2]
+        large = inside.sum((1, 2))*(STEP*PIXEL)**2 >= LEAST_MM2
+        found += [(z, tilt, picture, mask) for z,picture,mask,fits in zip(SECTION_MM, pictures, inside, large) if fits]
     return found
 
 # %% ../../nbs/simulate/14_paint.ipynb #0c45462f
@@ -144,9 +147,11 @@ def locate(
     soft = ndi.gaussian_filter(np.clip(hu, 0, 50).astype('float32'), 1.5/pixel_mm)
     soft = np.where(inside, soft, 0)
     middle,spread = _spread(inside, pixel_mm)
-    angle,base = _lean(inside),_at_base(hu, inside, pixel_mm)
-    possible = [o for o in _sections() if (o[0] <= -8 if base else o[0] >= -28)]
-    return max((_agreement(soft, pixel_mm, angle, middle, spread, o) for o in possible), key=lambda o: o.score)
+    angle = _lean(inside)
+    at_base = _at_base(hu, inside, pixel_mm)
+    def possible(z): return z <= -8 if at_base else z >= -28
+    places = [_agreement(soft, pixel_mm, angle, middle, spread, section) for section in _sections() if possible(section[0])]
+    return max(places, key=lambda place: place.score)
 
 # %% ../../nbs/simulate/14_paint.ipynb #4734488f
 def _within(hu, inside, mm, pixel):
@@ -172,7 +177,7 @@ def measure_noise(
     keep = quiet & (abs(rest) < 4.5*np.median(abs(rest[quiet]))) # three standard deviations
     rest = np.where(keep, rest - rest[keep].mean(), 0)
     shape = [2*n for n in hu.shape]
-    def products(o): return np.fft.irfft2(abs(np.fft.rfft2(o, shape))**2, shape)
+    def products(field): return np.fft.irfft2(abs(np.fft.rfft2(field, shape))**2, shape)
     correlation = products(rest)/products(keep.astype('float64')).clip(1)
     far = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n, 1/n) for n in shape), indexing='ij'))
     taper = np.where(far < LAGS, .5 + .5*np.cos(np.pi*far/LAGS), 0)
@@ -234,37 +239,47 @@ def _rim(self:Canvas):
     "HU by which brain reads brighter near the skull, (h, w)"
     edges = np.arange(0, 16, 2)
     brain = self.inside & (self.smooth > 20)
-    bands = [self.smooth[brain & (self.depth >= a) & (self.depth < a + 2)] for a in edges]
-    extra = [np.median(o) - self.level - BRAIN_HU - 3 if len(o) else 0 for o in bands] # cortex is 3 HU brighter than the mean
+    bands = [self.smooth[brain & (self.depth >= edge) & (self.depth < edge + 2)] for edge in edges]
+    extra = [np.median(band) - self.level - BRAIN_HU - 3 if len(band) else 0 for band in bands] # cortex is 3 HU brighter than the mean
     return np.interp(self.depth, edges + 1, np.clip(extra, 0, 15))
 
 # %% ../../nbs/simulate/14_paint.ipynb #981a0aeb
 def _points(canvas, planes):
     "Where each pixel lies in the atlas, (planes, h, w, 3), mm"
     place = canvas.place
-    off = (np.indices(canvas.hu.shape) + .5)*canvas.pixel - np.array(place.middle)[:, None, None]
-    down,across = np.einsum('ij,jrc->irc', _turn(-place.angle), off)/np.array(place.scale)[:, None, None] + np.array(place.there)[:, None, None]
-    v,x,t = ROWS*PIXEL/2 - down,COLS*PIXEL/2 - across,np.radians(place.tilt)
+    middle,scale,there = (np.array(pair)[:, None, None] for pair in (place.middle, place.scale, place.there))
+    off = (np.indices(canvas.hu.shape) + .5)*canvas.pixel - middle
+    down,across = np.einsum('ij,jrc->irc', _turn(-place.angle), off)/scale + there
+    forward = ROWS*PIXEL/2 - down
+    x = COLS*PIXEL/2 - across
+    tilt = np.radians(place.tilt)
+    y = CENTRE[1] + forward*np.cos(tilt)
     levels = place.z + (np.arange(planes) - (planes-1)/2)/planes*canvas.thickness
-    return torch.from_numpy(np.stack([np.stack([x, CENTRE[1] + v*np.cos(t), z + v*np.sin(t)], -1) for z in levels]).astype('float32'))
+    points = np.stack([np.stack([x, y, z + forward*np.sin(tilt)], -1) for z in levels])
+    return torch.from_numpy(points.astype('float32'))
 
+# %% ../../nbs/simulate/14_paint.ipynb #e2aa43f4
 class RealHead:
     "A real slice as the simulator's bleeds see a head"
-    threshold,softness = .5,.1 # of `map`, as in `Head`
+    threshold = .5 # of `map`, as in `Head`
+    softness = .1
     def __init__(self,
         canvas:Canvas, # That is paintable
         rng, # numpy random Generator
         planes:int=3 # Thin planes
     ):
-        self.rng,self.planes,self.canvas = rng,planes,canvas
+        self.rng = rng
+        self.planes = planes
+        self.canvas = canvas
         self.q = self.skull_q = _points(canvas, planes)
         self.depth = self.in_planes(canvas.depth)
         self.table = -self.depth
         slope = np.stack(np.gradient(ndi.gaussian_filter(canvas.depth, 4/canvas.pixel)))
         down,across = slope/(np.hypot(*slope) + 1e-3)
-        self.normal = torch.stack([self.in_planes(o) for o in (across, down, 0*down)], -1) # outwards, where depth falls
+        self.normal = torch.stack([self.in_planes(values) for values in (across, down, 0*down)], -1) # outwards, where depth falls
         self.push = torch.zeros_like(self.q)
-        self.pressed,self.beyond = torch.zeros_like(self.depth),torch.zeros_like(self.depth)
+        self.pressed = torch.zeros_like(self.depth)
+        self.beyond = torch.zeros_like(self.depth)
         self.hu = self.in_planes(canvas.smooth - canvas.level)
         self._find_fluid()
 
@@ -290,7 +305,7 @@ def _find_fluid(self:RealHead):
 @patch
 def _narrow_sulci(self:RealHead):
     "Sheets under the skull that are too thin to be seen without blood, 0 to 1"
-    length,width,reach = (float(self.rng.uniform(*o)) for o in ((7, 11), (.4, 1.8), (12, 26)))
+    length,width,reach = (float(self.rng.uniform(*ends)) for ends in ((7, 11), (.4, 1.8), (12, 26)))
     away = smooth_noise(self.rng, self.q, length)[0].abs()*length*.6
     sheet = torch.sigmoid((width*(1 - self.depth/reach) - away)/.35)
     return sheet*(self.depth > 0)*(self.depth < reach)*(self.around < .1)
@@ -372,7 +387,7 @@ THICK_MM = 9 # layers that are thicker fill the small rooms of a ragged section
 
 def _fits(canvas, bleeds):
     "Has what was pushed room in this section?"
-    return not canvas.ragged or all(float(o.mm.max()) <= THICK_MM for o in bleeds if isinstance(o, Layer))
+    return not canvas.ragged or all(float(bleed.mm.max()) <= THICK_MM for bleed in bleeds if isinstance(bleed, Layer))
 
 def _certain(painted):
     "Is there blood that stands out, and no mere trace of another kind?"
@@ -445,8 +460,9 @@ def trace_auc(
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from rsna_ich.metrics import auc
     edited = np.random.default_rng(seed).permutation(len(canvases)) % 2
-    made = [edit(c, seed + i) if e else None for i,(c,e) in enumerate(zip(canvases, edited))]
-    y = np.array([o is not None for o in made])
-    x = np.array([trace_features(c.hu if o is None else o.hu, c.inside, c.pixel) for c,o in zip(canvases, made)])
+    made = [edit(canvas, seed + i) if chosen else None for i,(canvas,chosen) in enumerate(zip(canvases, edited))]
+    y = np.array([painted is not None for painted in made])
+    shown = [canvas.hu if painted is None else painted.hu for canvas,painted in zip(canvases, made)]
+    x = np.array([trace_features(hu, canvas.inside, canvas.pixel) for hu,canvas in zip(shown, canvases)])
     forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=seed)
     return float(auc(y, cross_val_predict(forest, x, y, cv=StratifiedKFold(5), method='predict_proba')[:, 1]))

@@ -27,6 +27,7 @@ def on_skull(
     direction = np.array([side*head.uniform(25, 60), head.uniform(-55, 65), head.uniform(5, 60)])
     return np.array(CENTRE) + direction/np.linalg.norm(direction/[68, 88, 68]),side
 
+# %% ../../nbs/simulate/05_surgery.ipynb #9d15f6ac
 def _paint_near(head, centre, reach, mask_of, hu):
     "Paint `hu` where `mask_of(points)` says, among the points within `reach` mm of `centre`"
     centre = np.asarray(centre)
@@ -40,8 +41,10 @@ def dot(
     hu:float=METAL # HU
 ):
     "A small ball, of metal unless told otherwise"
-    _paint_near(head, centre, radius + 2, lambda q: sigmoid((radius - (q - q.new_tensor(centre)).norm(dim=-1))/.3), hu)
+    def inside(q): return sigmoid((radius - (q - q.new_tensor(centre)).norm(dim=-1))/.3)
+    _paint_near(head, centre, radius + 2, inside, hu)
 
+# %% ../../nbs/simulate/05_surgery.ipynb #05617a34
 def rod(
     head:Head, # Changed: `hu`
     start, # mm, (3,)
@@ -50,22 +53,14 @@ def rod(
     hu:float # HU
 ):
     "A thin tube"
-    middle = (np.asarray(start) + np.asarray(end))/2
-    reach = np.abs(np.asarray(start) - np.asarray(end)).max()/2 + radius + 2
-    _paint_near(head, middle, reach, lambda q: sigmoid((radius - capsule(q, start, end))/.35), hu)
+    ends = np.array([start, end])
+    reach = np.ptp(ends, axis=0).max()/2 + radius + 2
+    def inside(q): return sigmoid((radius - capsule(q, start, end))/.35)
+    _paint_near(head, (ends[0] + ends[1])/2, reach, inside, hu)
 
 # %% ../../nbs/simulate/05_surgery.ipynb #0c27bc97
-def burr_hole(
-    head:Head # Changed: `hu`
-):
-    "A hole in the skull, filled with soft tissue"
-    point,_ = on_skull(head)
-    inner,outer = (np.array(CENTRE) + (point - CENTRE)*f for f in (.8, 1.25))
-    cut = head.uniform(3, 7) - capsule(head.skull_q, inner, outer)
-    _open(head, sigmoid(cut/.4))
-
 def _open(head, where):
-    "Soft tissue instead of bone"
+    "Soft tissue instead of bone, `where` being 0 to 1"
     bone = (head.hu > 120) & (head.table > -3) & (head.outside < 4)
     head.hu = paint(head.hu, where*bone, head.uniform(5, 45))
 
@@ -73,7 +68,49 @@ def _lens(head, point, radius):
     "Distance from `point` along the skull in units of `radius`"
     return ellipsoid(head.skull_q, point, np.ones(3)*radius)
 
+# %% ../../nbs/simulate/05_surgery.ipynb #0f3b4d8d
+def burr_hole(
+    head:Head # Changed: `hu`
+):
+    "A hole in the skull, filled with soft tissue"
+    point,_ = on_skull(head)
+    inner = np.array(CENTRE) + (point - CENTRE)*.8
+    outer = np.array(CENTRE) + (point - CENTRE)*1.25
+    cut = head.uniform(3, 7) - capsule(head.skull_q, inner, outer)
+    _open(head, sigmoid(cut/.4))
+
 # %% ../../nbs/simulate/05_surgery.ipynb #e418dc65
+def _plates(head, r, radius):
+    "Small plates of titanium across the saw line, on the skull"
+    beside_line = (r - 1).abs()*radius < 1.5
+    on_line = torch.nonzero(beside_line & (head.outside.abs() < 1))
+    if len(on_line) == 0: return
+    for k in head.rng.choice(len(on_line), min(6, len(on_line)), replace=False):
+        centre = head.q[tuple(on_line[k])].numpy()
+        dot(head, centre, head.uniform(.8, 1.8), METAL*head.uniform(.2, .6))
+
+def _beneath(head, r):
+    "Fluid between flap and brain, and in half of them air on top of it"
+    thick = head.uniform(1.5, 7)*(1 - r.square()).clamp(min=0).sqrt()
+    layer = sigmoid((thick - head.depth)/.4)*(head.depth > 0)*(thick > .5)
+    head.hu = paint(head.hu, layer, head.uniform(8, 38) + 3*head.noise(8))
+    if not head.chance(.5): return
+    height = head.points[..., 1] # of a patient on the back
+    highest = torch.where(layer > .5, height, torch.tensor(-999.)).max()
+    air = sigmoid((height - highest + head.uniform(3, 22))/.5)*(layer > .5)
+    head.hu = paint(head.hu, air, AIR_HU)
+
+# %% ../../nbs/simulate/05_surgery.ipynb #51a45bf5
+def _resected(head, point):
+    "A cavity in the brain below the flap, filled with fluid"
+    centre = np.array(CENTRE) + (point - CENTRE)*head.uniform(.5, .8)
+    radius = head.uniform(6, 20)
+    radii = radius*np.exp(head.rng.normal(0, .2, 3))
+    r = ellipsoid(head.q, centre, radii) + .15*head.noise(12)
+    cavity = sigmoid((1-r)*radius/1.2)*(head.depth > 1)
+    head.hu = paint(head.hu, cavity, head.uniform(6, 22))
+
+# %% ../../nbs/simulate/05_surgery.ipynb #4a24134d
 def bone_flap(
     head:Head # Changed: `hu`
 ):
@@ -87,7 +124,7 @@ def bone_flap(
     if head.chance(.7): _beneath(head, r)
     if head.chance(.4): _resected(head, point)
 
-# %% ../../nbs/simulate/05_surgery.ipynb #85bd6005
+# %% ../../nbs/simulate/05_surgery.ipynb #cee6ce41
 def missing_bone(
     head:Head # Changed: `hu`
 ):
@@ -98,31 +135,6 @@ def missing_bone(
     _open(head, sigmoid((1 - r)*radius/.8))
     if head.chance(.5): _beneath(head, r)
 
-def _plates(head, r, radius):
-    "Small plates of titanium across the saw line, on the skull"
-    on_line = torch.nonzero(((r - 1).abs()*radius < 1.5) & (head.outside.abs() < 1))
-    if len(on_line) == 0: return
-    for k in head.rng.choice(len(on_line), min(6, len(on_line)), replace=False):
-        centre = head.q[tuple(on_line[k])].numpy()
-        dot(head, centre, head.uniform(.8, 1.8), METAL*head.uniform(.2, .6))
-
-def _beneath(head, r):
-    "Fluid between flap and brain, and in half of them air on top of it"
-    thick = head.uniform(1.5, 7)*(1 - r.square()).clamp(min=0).sqrt()
-    layer = sigmoid((thick - head.depth)/.4)*(head.depth > 0)*(thick > .5)
-    head.hu = paint(head.hu, layer, head.uniform(8, 38) + 3*head.noise(8))
-    if not head.chance(.5): return
-    highest = torch.where(layer > .5, head.points[..., 1], torch.tensor(-999.)).max()
-    air = sigmoid((head.points[..., 1] - highest + head.uniform(3, 22))/.5)*(layer > .5)
-    head.hu = paint(head.hu, air, AIR_HU)
-
-def _resected(head, point):
-    "A cavity in the brain below the flap, filled with fluid"
-    centre = np.array(CENTRE) + (point - CENTRE)*head.uniform(.5, .8)
-    radius = head.uniform(6, 20)
-    r = ellipsoid(head.q, centre, radius*np.exp(head.rng.normal(0, .2, 3))) + .15*head.noise(12)
-    head.hu = paint(head.hu, sigmoid((1-r)*radius/1.2)*(head.depth > 1), head.uniform(6, 22))
-
 # %% ../../nbs/simulate/05_surgery.ipynb #aab3ea00
 def shunt(
     head:Head # Changed: `hu`
@@ -130,31 +142,39 @@ def shunt(
     "A tube through a hole in the skull to a ventricle"
     burr_hole(head)
     point,side = on_skull(head)
-    outer = np.array(CENTRE) + (point - CENTRE)*1.2
+    outwards = point - CENTRE
+    outer = np.array(CENTRE) + outwards*1.2
     tip = (side*head.uniform(2, 12), head.uniform(-12, 14), head.uniform(10, 18))
     rod(head, outer, tip, head.uniform(1, 1.6), head.uniform(150, 600))
-    if head.chance(.5): dot(head, np.array(CENTRE) + (point - CENTRE)*1.13, head.uniform(3, 6), head.uniform(200, 3000))
+    if head.chance(.5):
+        valve = np.array(CENTRE) + outwards*1.13
+        dot(head, valve, head.uniform(3, 6), head.uniform(200, 3000))
 
+# %% ../../nbs/simulate/05_surgery.ipynb #4a7099ee
 CIRCLE = np.array([(0, 10, -14), (12, -2, -18), (34, 2, -14), (6, -18, -20), (0, -22, -32)]) # mm, where aneurysms are
 
 def clip_or_coil(
     head:Head # Changed: `hu`
 ):
     "A clip or a packing of coils in an aneurysm of the circle of Willis"
-    centre = CIRCLE[head.rng.integers(len(CIRCLE))]*[head.rng.choice([-1, 1]), 1, 1] + head.rng.normal(0, 2, 3)
+    site = CIRCLE[head.rng.integers(len(CIRCLE))]
+    centre = site*[head.rng.choice([-1, 1]), 1, 1] + head.rng.normal(0, 2, 3)
     if head.chance(.5): return dot(head, centre, head.uniform(2, 5.5), METAL*head.uniform(.5, 2))
     along = head.rng.normal(0, 1, 3)
-    rod(head, centre, centre + along/np.linalg.norm(along)*head.uniform(6, 12), head.uniform(.8, 1.5), METAL)
+    end = centre + along/np.linalg.norm(along)*head.uniform(6, 12)
+    rod(head, centre, end, head.uniform(.8, 1.5), METAL)
     bone_flap(head)
 
+# %% ../../nbs/simulate/05_surgery.ipynb #791cfb58
 def bubbles(
     head:Head # Changed: `hu`
 ):
     "Air inside the skull: in front, where it rises to"
-    highest = torch.where(head.depth > 0, head.points[..., 1], torch.tensor(-999.)).amax((1, 2), keepdim=True)
-    below = highest - head.points[..., 1]
-    pool = sigmoid((head.uniform(1, 12) + 2*head.noise(12) - below)/.6)*sigmoid((head.uniform(2, 7) - head.depth)/.5)
-    head.hu = paint(head.hu, pool*(head.depth > 0), AIR_HU)
+    height = head.points[..., 1] # of a patient on the back
+    highest = torch.where(head.depth > 0, height, torch.tensor(-999.)).amax((1, 2), keepdim=True)
+    top = sigmoid((head.uniform(1, 12) + 2*head.noise(12) - (highest - height))/.6)
+    under_skull = sigmoid((head.uniform(2, 7) - head.depth)/.5)
+    head.hu = paint(head.hu, top*under_skull*(head.depth > 0), AIR_HU)
 
 # %% ../../nbs/simulate/05_surgery.ipynb #ec63088f
 SURGERY = dict(burr_hole=burr_hole, bone_flap=bone_flap, missing_bone=missing_bone, shunt=shunt, clip_or_coil=clip_or_coil, bubbles=bubbles)

@@ -73,12 +73,12 @@ def _check_option(name, value):
 # %% ../nbs/04_cli.ipynb #9d94ccc3
 def _described(parameter, note):
     "The same `parameter` as Typer wants it: an argument or an option with its help and its range"
-    kind = typer.Argument if parameter.default is parameter.empty else typer.Option
+    kind = typer.Argument if parameter.default is parameter.empty or parameter.name == 'folder' else typer.Option
     limits = _range(parameter.name)
     return parameter.replace(annotation=Annotated[parameter.annotation, kind(help=f'{note} ({limits})' if limits else note)])
 
 # %% ../nbs/04_cli.ipynb #b857e3dc
-RESUMES = {'phantom', 'store', 'train', 'adapt', 'ship', 'predict', 'download', 'demo'} # commands that go on where they were stopped
+RESUMES = {'phantom', 'store', 'train', 'adapt', 'ship', 'predict', 'download', 'demo', 'listen'} # commands that go on where they were stopped
 
 # %% ../nbs/04_cli.ipynb #1e166845
 OWN_CODE = {'lr', 'predict', 'recipes', 'train'} # commands with `--with FILE`, which runs a file of the user's: windowings, recipes, backbones
@@ -485,10 +485,31 @@ def _write_found(found, predictor, out, volumes, report, dicom):
             typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_of(found)))} objects in {out/"dicom"}')
         shutil.rmtree(out/'.unfinished', ignore_errors=True)
 
+# %% ../nbs/04_cli.ipynb #c7eb9073
+def _check_source(folder, url, study, send_back):
+    "Refuse what is neither a folder nor a study of a DICOMweb service"
+    if folder and url: raise typer.BadParameter('a folder and --from-dicomweb do not go together')
+    if not folder and not url: raise typer.BadParameter('a folder is missing, or --from-dicomweb with --study')
+    if bool(url) != bool(study): raise typer.BadParameter('--from-dicomweb and --study go together')
+    if send_back and not url: raise typer.BadParameter('--send-back goes with --from-dicomweb')
+    if folder and not folder.exists(): raise InputError(folder, 'no such folder')
+
+def _fetched(url, study, out):
+    "The folder with the slices of a study from a DICOMweb service"
+    from rsna_ich.apps.pacs import digest, fetch_study
+    return fetch_study(url, study, out/'fetched'/digest(study))
+
+def _send_back(out, url):
+    "Store results where their study came from"
+    from rsna_ich.apps.pacs import send_to_web
+    paths = sorted((out/'dicom').rglob('*.dcm'))
+    if paths: send_to_web(paths, url)
+    typer.echo(f'stored: {_n(len(paths), "object")} at {url}')
+
 # %% ../nbs/04_cli.ipynb #a22072fa
 @command('Results', 'predict scans --out predictions')
 def _predict(
-    folder:Path, # DICOM files, subfolders included, with or without .dcm endings; or a zip
+    folder:Path|None=None, # DICOM files, subfolders included, with or without .dcm endings; or a zip
     out:Path=Path('predictions'), # Folder for slices.csv, studies.csv, submission.csv and report.html
     model:Path|None=None, # A model bundle, or the folder of a training run; the shipped model unless given
     jobs:int=2, # Processes that read headers, and that predict where there are many slices
@@ -504,12 +525,17 @@ def _predict(
     report:bool=True, # Write report.html, a page to look at, beside the tables
     dicom:bool=False, # Write a structured report, outlines and key slices of each study as DICOM too
     archive:bool=False, # Write the tables alone, as they come: for more studies than memory holds
+    from_dicomweb:str|None=None, # Address of a DICOMweb service that a study is fetched from, instead of a folder
+    study:str|None=None, # Study Instance UID of what is fetched
+    send_back:bool=False, # Store the DICOM results there too
     overwrite:bool=False # Replace the predictions in the output folder
 ):
     "Give probabilities for every slice and study, and a page to see"
-    if not folder.exists(): raise InputError(folder, 'no such folder')
+    dicom = dicom or send_back
+    _check_source(folder, from_dicomweb, study, send_back)
     _refuse_together(pictures=pictures, archive=archive, dicom=dicom)
     _refuse_written(out, overwrite)
+    folder = folder or _fetched(from_dicomweb, study, out)
     if dicom: import_module('rsna_ich.apps.results') # where the extra is missing, say so before anything long
     views = [] if tta in ('', 'none') else tta.split(',')
     predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
@@ -519,6 +545,7 @@ def _predict(
         found = predict_pictures(predictor, folder)
     else: found = predictor.predict(folder, jobs, keep=out/'.unfinished')
     _write_found(found, predictor, out, volumes and not pictures, report, dicom)
+    if send_back: _send_back(out, from_dicomweb)
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #261d6aa3
@@ -626,6 +653,27 @@ def _app(
     typer.echo(f'http://{host}:{port} (Ctrl-C ends it and removes all uploads)')
     typer.echo(DISCLAIMER)
     serve_app(port, host, tuple(filter(None, name.split(','))), model=model, workers=workers, https=https)
+
+# %% ../nbs/04_cli.ipynb #dc7349b6
+@command('Results', 'listen inbox --to ARCHIVE@127.0.0.1:4242')
+def _listen(
+    folder:Path, # Where studies wait and the journal is; the same folder goes on where it was stopped
+    to:str='', # Where results go: TITLE@HOST:PORT or the address of a DICOMweb service, with commas between
+    port:int=11112, # Port to listen on
+    host:str='127.0.0.1', # Address to listen on; only this machine can reach it unless told otherwise
+    title:str='RSNA_ICH', # Application entity title that callers have to use
+    callers:str='', # Application entity titles that may call, with commas between; any unless given
+    rest:float=30, # Seconds without a new slice, after which a study is predicted
+    model:Path|None=None # A model bundle; the shipped model unless given
+):
+    "Take studies by C-STORE, predict them and send results on"
+    from rsna_ich.apps.pacs import Bounds, Listener, listen, read_destinations
+    import rsna_ich.apps.results # where the extra is missing, say so now
+    callers = tuple(filter(None, callers.split(',')))
+    listener = Listener(folder, read_destinations(to), (host, port), title, callers, Bounds(rest_seconds=rest), model)
+    typer.echo(f'{title}@{host}:{port} (Ctrl-C ends it, and the same command goes on)')
+    typer.echo(DISCLAIMER)
+    listen(listener, typer.echo)
 
 # %% ../nbs/04_cli.ipynb #cd602715
 def _shares(weights):

@@ -60,6 +60,7 @@ _EXTRAS = {
     'nifti': 'nibabel',
     'app': 'fasthtml uvicorn',
     'dicom': 'highdicom',
+    'pacs': 'pynetdicom dicomweb_client',
     'cluster': 'accelerate dask distributed',
     'hub': 'huggingface_hub',
     'kaggle': 'kaggle',

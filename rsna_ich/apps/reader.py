@@ -10,6 +10,7 @@ __all__ = ['LABEL_OF_BITS', 'answer_upload', 'serve_reader', 'Reader']
 # %% ../../nbs/apps/05_reader.ipynb #dcd7e800
 import json, os, shutil, signal, subprocess, sys, threading, zipfile
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -226,10 +227,12 @@ def serve_reader():
     from rsna_ich.predict.predictor import load_predictor
     predictor = load_predictor(settings['model'], threads=settings['threads'])
     segmenter = Segmenter(threads=settings['threads'])
+    module,name = settings['answer'].split(':')
+    answer = getattr(import_module(module), name)
     _limit_memory(limits)
     tell(ready=predictor.config['name'])
     for line in sys.stdin:
-        try: answer_upload(json.loads(line), predictor, limits, lambda stage: tell(stage=stage), segmenter)
+        try: answer(json.loads(line), predictor, limits, lambda stage: tell(stage=stage), segmenter)
         except Exception as e: tell(error=_why(e), last=_grown())
         else: tell(done=True, last=_grown())
         if _grown(): return
@@ -240,9 +243,11 @@ class Reader:
     def __init__(self,
         model=None, # A model bundle; the shipped one unless given
         limits:Limits=Limits(), # Time and memory of an upload
-        threads:int|None=None # That share a series; as many as there are cores unless given
+        threads:int|None=None, # That share a series; as many as there are cores unless given
+        answer:str='rsna_ich.apps.reader:answer_upload' # Module and name of the function that answers, which takes what `answer_upload` takes
     ):
         self.model,self.limits,self.threads = model and str(model), limits, threads
+        self.answer = answer
         self._process = None
 
     def _start(self):
@@ -251,7 +256,7 @@ class Reader:
         code = 'from rsna_ich.apps.reader import serve_reader; serve_reader()'
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self._process = subprocess.Popen([sys.executable, '-P', '-c', code], env=os.environ | dict(PYTHONPATH=paths), start_new_session=True, **pipes)
-        settings = dict(model=self.model, limits=vars(self.limits), threads=self.threads)
+        settings = dict(model=self.model, limits=vars(self.limits), threads=self.threads, answer=self.answer)
         self._send(settings)
 
     def _send(self, what):

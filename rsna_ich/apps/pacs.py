@@ -69,7 +69,8 @@ class Refused(Exception):
         self.status = status
         super().__init__(reason)
 
-FULL,NOT_UNDERSTOOD = 0xA700, 0xC000 # out of resources, cannot understand
+FULL = 0xA700 # out of resources
+NOT_UNDERSTOOD = 0xC000 # cannot understand
 
 def digest(
     what # Bytes or text
@@ -81,7 +82,7 @@ def state_of(
     files # Paths, named by their content
 ) -> str:
     "What stands for these files, in any order"
-    return digest(' '.join(sorted(Path(o).name for o in files)))
+    return digest(' '.join(sorted(Path(file).name for file in files)))
 
 # %% ../../nbs/apps/07_pacs.ipynb #1d13fced
 def study_of_bytes(
@@ -100,7 +101,8 @@ class Inbox:
         folder, # Made where it is not there; one listener at a time
         bounds:Bounds=Bounds() # How much is kept
     ):
-        self.folder,self.bounds = Path(folder), bounds
+        self.folder = Path(folder)
+        self.bounds = bounds
         self.studies = self.folder/'studies'
         self.studies.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._one = FileLock(self.folder/'.lock')
@@ -112,7 +114,7 @@ class Inbox:
         for entry in self.journal.entries: self._of.setdefault(entry['study'], []).append(entry)
         for path in self.studies.rglob('.*.tmp'): # of killed listeners
             if is_temporary(path.name): shutil.rmtree(path, ignore_errors=True)
-        self.size = sum(o.stat().st_size for o in self.studies.rglob('*') if o.is_file())
+        self.size = sum(file.stat().st_size for file in self.studies.rglob('*') if file.is_file())
 
     def files(self, study): return sorted((self.studies/study/'files').glob('*.dcm'))
     def entries(self, study, state): return [entry for entry in self._of.get(study, []) if entry['state'] == state]
@@ -158,7 +160,7 @@ def keep(self:Inbox,
 def at_rest(self:Inbox) -> list: # Of pairs of a study and its state
     "Studies to which nothing was added for a while, and that are not finished as they are"
     found = []
-    for folder in sorted(self.studies.glob('*/files'), key=lambda o: o.stat().st_mtime):
+    for folder in sorted(self.studies.glob('*/files'), key=lambda files: files.stat().st_mtime):
         study = folder.parent.name
         if 0 <= time.time() - folder.stat().st_mtime < self.bounds.rest_seconds: continue # in the future: the clock was set back
         files = self.files(study)
@@ -176,7 +178,7 @@ def sweep(self:Inbox) -> int: # How many
             if time.time() - (folder/'files').stat().st_mtime < self.bounds.keep_seconds: continue
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
-        self.size = sum(o.stat().st_size for o in self.studies.rglob('*') if o.is_file())
+        self.size = sum(file.stat().st_size for file in self.studies.rglob('*') if file.is_file())
     return removed
 
 # %% ../../nbs/apps/07_pacs.ipynb #08c46bad
@@ -241,7 +243,7 @@ def read_destinations(
 def _kinds_of(paths):
     "Pairs of SOP class and transfer syntax among files"
     metas = [pydicom.filereader.read_file_meta_info(path) for path in paths]
-    return sorted({(str(o.MediaStorageSOPClassUID), str(o.TransferSyntaxUID)) for o in metas})
+    return sorted({(str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)) for meta in metas})
 
 def _why_not(association):
     "Why a node cannot be sent to"
@@ -306,7 +308,7 @@ def send(
     else: send_to_web(paths, destination)
 
 # %% ../../nbs/apps/07_pacs.ipynb #ec7f1fc4
-SYNTAXES = [o for o in ALL_TRANSFER_SYNTAXES if o != DeflatedExplicitVRLittleEndian] # a deflated header may grow without end
+SYNTAXES = [syntax for syntax in ALL_TRANSFER_SYNTAXES if syntax != DeflatedExplicitVRLittleEndian] # a deflated header may grow without end
 IMAGES = CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
 class Listener:
@@ -321,7 +323,9 @@ class Listener:
         model=None # A model bundle; the shipped one unless given
     ):
         self.inbox = Inbox(folder, bounds)
-        self.destinations,self.address,self.bounds = destinations, address, bounds
+        self.destinations = destinations
+        self.address = address
+        self.bounds = bounds
         self.reader = Reader(model, Limits(seconds=bounds.seconds), answer='rsna_ich.apps.pacs:answer_pacs_study')
         self.node = _node(title, callers, bounds)
         self.say = lambda line: None # called with a line for each study
@@ -439,13 +443,13 @@ def listen(
 def _uids(found, keyword):
     "The values of an attribute in the answers of a search"
     tag = f'{pydicom.datadict.tag_for_keyword(keyword):08X}'
-    return [str(o[tag]['Value'][0]) for o in found if o.get(tag, {}).get('Value')]
+    return [str(answer[tag]['Value'][0]) for answer in found if answer.get(tag, {}).get('Value')]
 
 def _instances(client, study):
     "(series, instance) of the CT slices of a study"
     series = client.search_for_series(study, fields=['Modality'])
     if not series: return None
-    images = _uids([o for o in series if _uids([o], 'Modality') == ['CT']], 'SeriesInstanceUID')
+    images = _uids([one for one in series if _uids([one], 'Modality') == ['CT']], 'SeriesInstanceUID')
     return [(one, instance) for one in images for instance in _uids(client.search_for_instances(study, one, get_remaining=True), 'SOPInstanceUID')]
 
 def fetch_study(

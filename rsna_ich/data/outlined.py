@@ -38,12 +38,12 @@ def find_outlined(
     "The scans of a set with outlines; raises `InputError` where it is none"
     folder = Path(folder)
     layout = next((name for name,parts in LAYOUTS.items() if all((folder/part).is_dir() for part in parts)), None)
-    if not layout: raise InputError(folder, 'no set with outlines: it needs ' + ', or '.join(' and '.join(o) for o in LAYOUTS.values()))
-    scans,masks = (sorted(o for o in (folder/part).iterdir() if is_nifti(o)) for part in LAYOUTS[layout])
-    by_name = {_stem(o): o for o in masks}
-    found = [OutlinedFile(_stem(o), o, by_name[_stem(o)], layout) for o in scans if _stem(o) in by_name]
+    if not layout: raise InputError(folder, 'no set with outlines: it needs ' + ', or '.join(' and '.join(parts) for parts in LAYOUTS.values()))
+    scans,masks = (sorted(path for path in (folder/part).iterdir() if is_nifti(path)) for part in LAYOUTS[layout])
+    by_name = {_stem(mask): mask for mask in masks}
+    found = [OutlinedFile(_stem(scan), scan, by_name[_stem(scan)], layout) for scan in scans if _stem(scan) in by_name]
     if not found: raise InputError(folder, 'no scan in it has a mask of its name')
-    return found, [[str(o), 'a scan without a mask'] for o in scans if _stem(o) not in by_name]
+    return found, [[str(scan), 'a scan without a mask'] for scan in scans if _stem(scan) not in by_name]
 
 def _stem(path): return path.name.lower().removesuffix('.gz').removesuffix('.nii')
 
@@ -64,12 +64,12 @@ def _kinds_of_slices(file, n):
     try: table = pd.read_csv(path)
     except (OSError, ValueError) as e: raise InputError(path, f'cannot be read: {e}') from None
     names = {name.lower(): name for name in table}
-    missing = [o for o in ('patientnumber', 'slicenumber', *SUBTYPES[1:]) if o not in names]
+    missing = [name for name in ('patientnumber', 'slicenumber', *SUBTYPES[1:]) if name not in names]
     if missing: raise InputError(path, f'no column {missing[0]}')
     own = table[pd.to_numeric(table[names['patientnumber']], 'coerce').eq(int(file.name))].set_index(names['slicenumber'])
-    missing = [o for o in range(1, n + 1) if o not in own.index]
+    missing = [number for number in range(1, n + 1) if number not in own.index]
     if missing: raise InputError(path, f'no row for slice {missing[0]} of patient {file.name}')
-    return own.loc[range(1, n + 1), [names[o] for o in SUBTYPES[1:]]].to_numpy() > 0
+    return own.loc[range(1, n + 1), [names[kind] for kind in SUBTYPES[1:]]].to_numpy() > 0
 
 # %% ../../nbs/data/17_outlined.ipynb #out00009
 def _bits(file, labels):
@@ -93,7 +93,7 @@ def read_outlined(
     if (bad := rows.status.ne('ok')).any(): raise InputError(file.scan, rows.status[bad].iloc[0])
     rows = rows.sort_values('slice_index')
     hu = read_series(rows)
-    if failed := next((o for o in hu if isinstance(o, Exception)), None): raise failed
+    if failed := next((slice for slice in hu if isinstance(slice, Exception)), None): raise failed
     stored = rows.frame.clip(lower=1).to_numpy() - 1
     masks = sum((_upright_plane(rows, bits >> k & 1) << k for k in range(5)), np.uint8(0))
     mm = (rows[name].to_numpy('float64') for name in ('z_mm', 'thickness_mm'))

@@ -32,7 +32,7 @@ def is_nifti(
 def _header(data):
     "nibabel's header of a file's bytes"
     with needs_extra('A NIfTI file'): import nibabel
-    order = next((o for o in ('little', 'big') if int.from_bytes(data[:4], o) in _SIZES), None)
+    order = next((order for order in ('little', 'big') if int.from_bytes(data[:4], order) in _SIZES), None)
     if order is None: raise ValueError('not a NIfTI file: it does not begin with the size of its header')
     size = int.from_bytes(data[:4], order)
     if len(data) < size: raise ValueError(f'truncated: {len(data):,} of {size:,} bytes of header')
@@ -40,7 +40,7 @@ def _header(data):
     return kind(data[:size], endianness='<' if order == 'little' else '>', check=False)
 
 # %% ../../nbs/data/02_volumes.ipynb #vol00007
-_KINDS = {np.dtype(o) for o in ('int16', 'uint16', 'int32', 'uint32', 'float32', 'float64')}
+_KINDS = {np.dtype(name) for name in ('int16', 'uint16', 'int32', 'uint32', 'float32', 'float64')}
 
 def _dtype(header, masks=False):
     "The type of the voxels; a `ValueError` where it cannot be Hounsfield units"
@@ -55,7 +55,7 @@ def _shape(header):
     "Columns, rows and slices of a header, or whatever its three axes are"
     ndim = int(header['dim'][0])
     if not 2 <= ndim <= 7: raise ValueError(f'{ndim} dimensions, where 3 are expected')
-    shape = [int(o) for o in header['dim'][1:ndim + 1]]
+    shape = [int(side) for side in header['dim'][1:ndim + 1]]
     while len(shape) > 3 and shape[-1] == 1: shape.pop()
     text = ' x '.join(map(str, shape))
     if len(shape) > 3: raise ValueError(f'{text} voxels: several volumes in one file; give each its own')
@@ -86,7 +86,7 @@ def _voxels(data, header, masks=False):
     return np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape, order='F')
 
 # %% ../../nbs/data/02_volumes.ipynb #vol00010
-SMALL = 50 # units between the darkest and the brightest voxel, from which a volume is none of HU; air and brain are 1,000 apart
+SMALL = 50 # least difference between the darkest and the brightest voxel of a volume in HU; air and brain are 1,000 apart
 
 def _hu(voxels, slope, intercept):
     "int16 HU"
@@ -94,7 +94,7 @@ def _hu(voxels, slope, intercept):
         known = np.isfinite(voxels)
         if not known.any(): raise ValueError('none of its voxels is a number')
         voxels = np.where(known, voxels, (-1024 - intercept)/slope)
-    lowest,highest = (float(o)*slope + intercept for o in (voxels.min(), voxels.max()))
+    lowest,highest = (float(value)*slope + intercept for value in (voxels.min(), voxels.max()))
     if abs(highest - lowest) < SMALL: raise ValueError(f'values from {min(lowest, highest):g} to {max(lowest, highest):g}: not Hounsfield units')
     out = np.empty(voxels.shape, np.int16)
     for k in range(voxels.shape[2]): out[..., k] = np.clip(np.rint(voxels[..., k].astype('float64')*slope + intercept), -2**15, 2**15 - 1)
@@ -113,14 +113,14 @@ def _affine(header):
     if not np.isfinite(affine).all(): raise ValueError('no geometry: its affine is not finite')
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     if not ((sides >= _MM[0]) & (sides <= _MM[1])).all():
-        raise ValueError('voxels of ' + ' x '.join(f'{o:.3g}' for o in sides) + ' mm, not those of a head CT')
+        raise ValueError('voxels of ' + ' x '.join(f'{side:.3g}' for side in sides) + ' mm, not those of a head CT')
     return np.diag([-1., -1., 1., 1.])@affine
 
 def _axes(affine):
     "Which axis of a volume is that of the columns, of the rows, of the slices"
     directions = affine[:3, :3]/np.linalg.norm(affine[:3, :3], axis=0)
     slices = int(np.abs(directions[2]).argmax())
-    a,b = (o for o in range(3) if o != slices)
+    a,b = (axis for axis in range(3) if axis != slices)
     columns,rows = (a, b) if abs(directions[0, a]) >= abs(directions[0, b]) else (b, a)
     if abs(directions[:, columns]@directions[:, rows]) > _SQUARE: raise ValueError('rows and columns are not square to each other')
     if abs(np.linalg.det(directions)) < .3: raise ValueError('no geometry: its slices do not follow one another')
@@ -133,12 +133,12 @@ def _item(**values):
     for keyword,value in values.items(): setattr(item, keyword, value)
     return [item]
 
-def _decimal(values): return [f'{o:.10g}'[:16] for o in values]
+def _decimal(values): return [f'{value:.10g}'[:16] for value in values]
 
 def _geometry(ds, affine, axes, n):
     "Give a dataset the functional groups of its frames"
-    across,down,through = (affine[:3, o] for o in axes)
-    row,column = (o/np.linalg.norm(o) for o in (across, down))
+    across,down,through = (affine[:3, axis] for axis in axes)
+    row,column = (way/np.linalg.norm(way) for way in (across, down))
     step = abs(through@np.cross(row, column))
     shared = Dataset()
     shared.PlaneOrientationSequence = _item(ImageOrientationPatient=_decimal([*row, *column]))
@@ -184,7 +184,8 @@ def nifti_as_dicom(
         voxels = _voxels(data, header)
         affine = _affine(header)
         axes = _axes(affine)
-        n,longest = voxels.shape[axes[2]], 2**16 - 1
+        n = voxels.shape[axes[2]]
+        longest = 2**16 - 1
         if n > MAX_SLICES or max(voxels.shape) > longest: raise ValueError(f'{n:,} slices or a side longer than a CT has')
         return _as_dicom(_hu(voxels, *_scale(header)), affine, axes)
     except MissingExtra as e: raise SliceError(name, str(e)) from None

@@ -38,7 +38,7 @@ def compare_outlines(
         use = np.ones(len(found), bool) if name == 'any' else scan.sure
         both = 2*(own & true)[use].sum()
         either = own[use].sum() + true[use].sum()
-        ml = [float(o[use].sum((1, 2))@depths[use]*scan.pixel_mm**2/1000) for o in (true, own)]
+        ml = [float(mask[use].sum((1, 2))@depths[use]*scan.pixel_mm**2/1000) for mask in (true, own)]
         rows.append(dict(zip(OUTLINE_FIGURES, [scan.name, name, float(both/either) if either else np.nan, *ml])))
     return rows
 
@@ -78,7 +78,7 @@ def judge_outlines(
     segmenter = segmenter or Segmenter()
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
-    journal = Journal(dest/'finished.jsonl', [files_stamp([o for file in files for o in file[1:3]]), segmenter.config])
+    journal = Journal(dest/'finished.jsonl', [files_stamp([path for file in files for path in (file.scan, file.mask)]), segmenter.config])
     for k,file in enumerate(progress(files, desc='judge', unit='scan')):
         if k >= len(journal.entries): journal.add(_judged(file, segmenter))
     table = pd.DataFrame([row for rows,_ in journal.entries for row in rows], columns=OUTLINE_FIGURES)

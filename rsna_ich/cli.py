@@ -471,6 +471,11 @@ def _refuse_together(**wishes):
     asked = [f'--{name}' for name,wish in wishes.items() if wish]
     if len(asked) > 1: raise typer.BadParameter(f'{" and ".join(asked)} do not go together')
 
+def _found_pictures(predictor, folder):
+    "Predictions of PNG and JPEG files"
+    from rsna_ich.apps.pictures import predict_pictures
+    return predict_pictures(predictor, folder)
+
 def _write_found(found, predictor, out, volumes, report, dicom):
     "Tables, page and DICOM objects of predictions"
     with _writing(out):
@@ -540,10 +545,7 @@ def _predict(
     views = [] if tta in ('', 'none') else tta.split(',')
     predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
     if archive: return _predict_archive(predictor, folder, out, jobs)
-    if pictures:
-        from rsna_ich.apps.pictures import predict_pictures
-        found = predict_pictures(predictor, folder)
-    else: found = predictor.predict(folder, jobs, keep=out/'.unfinished')
+    found = _found_pictures(predictor, folder) if pictures else predictor.predict(folder, jobs, keep=out/'.unfinished')
     _write_found(found, predictor, out, volumes and not pictures, report, dicom)
     if send_back: _send_back(out, from_dicomweb)
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
@@ -560,6 +562,7 @@ def _outline(
     "Outline blood and measure it, in millilitres"
     from rsna_ich.core import DISCLAIMER
     from rsna_ich.predict.outline import Segmenter, measure_folder
+    _refuse_together(masks=masks, truth=truth)
     segmenter = Segmenter(model)
     if truth: return _judge_outlines(folder, out, segmenter)
     found = measure_folder(folder, out, segmenter, masks)

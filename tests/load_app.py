@@ -1,5 +1,7 @@
-"Many uploads at the same moment to the web application, good and hostile mixed: `python tests/load_app.py [HOW_MANY]` prints a table"
+"Many uploads at the same moment to the web application, good and hostile mixed: `python tests/load_app.py 50 --keep load.json` prints a table"
+import argparse
 import io
+import json
 import os
 import re
 import signal
@@ -49,7 +51,7 @@ def hostile_uploads():
              'a way out': ('../../x.dcm', b'x', 'leads out'), 'a zip that leads out': ('out.zip', zipped({'../x.dcm': b'x'}), 'no DICOM files'),
              'a zip bomb': ('bomb.zip', zipped({'big.dcm': bytes(MOST + 1)}), 'unpacks to more than'), 'half a zip': ('half.zip', one_study()[:9000], 'nothing of it could be read'),
              'too large': ('large.dcm', os.urandom(2**20)*9, 'are not taken')}
-    for path in sorted((real_data('hostile') or Path('nowhere')).glob('*.dcm')): wrong[path.stem] = (path.name, path.read_bytes(), '')
+    for path in sorted((real_data('hostile') or Path('nowhere')).glob('*.dcm')): wrong[path.stem.replace('_', ' ')] = (path.name, path.read_bytes(), '')
     return wrong
 
 
@@ -79,7 +81,6 @@ class Browser:
             time.sleep(.5)
         return page, places
 
-
     def end(self):
         "End the session, so that nothing of it stays on the server"
         self.opener.open(urllib.request.Request(f'{self.address}/end?csrf={self.csrf}', b''), timeout=120).read()
@@ -103,10 +104,9 @@ def visit(address, kind, upload, found, seconds):
         page, places = (refused, []) if refused else browser.answer(seconds)
         good = kind == 'good'
         right = 'not called' in page and 'data-upload' not in page if good else told in page and 'data-upload' not in page
-        if not right: found.append(dict(kind=kind, right=False, why=re.sub(r'<[^>]*>|\s+', ' ', page)[:600]))
         browser.end()
-        if not right: return
-        found.append(dict(kind=kind, right=right, seconds=time.monotonic() - began, place=max(places, default=0), shrinks=places == sorted(places, reverse=True)))
+        why = '' if right else re.sub(r'<[^>]*>|\s+', ' ', page)[:600]
+        found.append(dict(kind=kind, right=right, seconds=time.monotonic() - began, place=max(places, default=0), shrinks=places == sorted(places, reverse=True), why=why))
     except Exception as e: found.append(dict(kind=kind, right=False, seconds=0., place=0, shrinks=False, why=repr(e)))
 
 
@@ -140,9 +140,17 @@ def load(how_many, seconds=900):
         server.wait(30)
 
 
-if __name__ == '__main__':
-    table, used = load(int(sys.argv[1]) if len(sys.argv) > 1 else 50)
-    if 'why' in table: print(table.why.dropna().tolist())
-    shown = table.groupby('kind').agg(uploads=('right', 'size'), right=('right', 'sum'), longest_s=('seconds', 'max'), deepest_place=('place', 'max')).round(0)
-    print(shown.to_string())
-    print('memory, MB:', {name: round(value) for name, value in used.items()})
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('uploads', type=int, nargs='?', default=50)
+    parser.add_argument('--keep', help='JSON file for the table and the memory')
+    args = parser.parse_args()
+    found, used = load(args.uploads)
+    if found.why.any(): print(found.why[found.why.ne('')].tolist())
+    table = found.groupby('kind', sort=False).agg(uploads=('right', 'size'), right=('right', 'sum'), longest_wait_s=('seconds', 'max'), deepest_place=('place', 'max')).round()
+    memory_mb = {name: round(value) for name, value in used.items()}
+    print(table.to_string(), memory_mb, sep='\n')
+    if args.keep: Path(args.keep).write_text(json.dumps(dict(table=table.reset_index().to_dict('records'), memory_mb=memory_mb), indent=1) + '\n')
+
+
+if __name__ == '__main__': main()

@@ -9,11 +9,10 @@ import pytest
 
 hd = pytest.importorskip('highdicom')
 
-from rsna_ich.apps.results import PROBABILITY, VOLUME, Drawn, drawn_by, valid_uid, write_results
+from rsna_ich.apps.results import PROBABILITY, VOLUME, Drawn, drawn_of, valid_uid, write_results
 from rsna_ich.core import real_data
 from rsna_ich.data.upright import read_series
 from rsna_ich.labels import SUBTYPES
-from rsna_ich.predict.outline import Segmenter
 from rsna_ich.predict.predictor import load_predictor
 from rsna_ich.simulate.competition import write_competition
 
@@ -69,7 +68,7 @@ def test_the_validator_finds_no_error(written):
 @pytest.mark.skipif(not VALIDATOR, reason='dciodvfy (dicom3tools) is not installed')
 def test_nor_in_what_the_outlining_network_drew(written, tmp_path):
     predictor = load_predictor()
-    table = write_results(written[0], predictor, tmp_path/'out', drawn_by(Segmenter()))
+    table = write_results(written[0], predictor, tmp_path/'out', drawn_of(written[0].measured()))
     if written[0].slices.positive.eq(1).any(): assert 'segmentation' in set(table.kind)
     for path in table.path[table.path.ne('')]: assert errors_of(path) == []
 

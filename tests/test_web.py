@@ -1,6 +1,5 @@
 "The web application in a browser: sample, worklist, study, scroll, window, pictures without WebGL2, download, error, two sessions, keyboard"
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-ARGS = ['--no-sandbox', '--use-angle=swiftshader', '--enable-unsafe-swiftshader', '--ignore-gpu-blocklist']
 ANSWER = 180_000  # ms for the sample's answer, on a busy machine
 
 
@@ -31,17 +28,6 @@ def address():
     yield url
     server.terminate()
     assert server.wait(30) is not None
-
-
-@pytest.fixture(scope='module')
-def browser():
-    "The system's Chromium"
-    if not CHROMIUM: pytest.skip('no Chromium on this machine')
-    api = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed')
-    with api.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope='module')

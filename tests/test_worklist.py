@@ -1,14 +1,10 @@
 "The page of results in a browser, at the width of a desk and of a telephone: nothing loads from elsewhere, nothing hangs over the edge"
-import shutil
-
 import pytest
 
 from rsna_ich.core import real_data
 from rsna_ich.predict.predictor import load_predictor
 from rsna_ich.predict.worklist import write_worklist
 from rsna_ich.simulate.competition import write_competition
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
 def simulated(folder):
@@ -28,17 +24,6 @@ def pages(request, tmp_path_factory):
     predictor = load_predictor()
     found = predictor.predict(source, n_jobs=1).measured()
     return [write_worklist(folder/'report.html', found, predictor), write_worklist(folder/'index.html', found, predictor, many=1), folder/'index'/'0001.html']
-
-
-@pytest.fixture(scope='module')
-def browser():
-    "The system's Chromium"
-    if not CHROMIUM: pytest.skip('no Chromium on this machine')
-    api = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed')
-    with api.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', '--disable-gpu'])
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize('width', [1280, 390])

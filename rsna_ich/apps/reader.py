@@ -25,6 +25,8 @@ from ..judge.study import Study, slice_tags
 from ..judge.viewers import write_volume
 from ..labels import SUBTYPES
 from ..predict.explain import draw_maps, draws_maps
+from ..predict.folder import rounded_ml
+from ..predict.look import counted
 from ..predict.outline import Segmenter
 from ..predict.volume import measure_masks
 from ..predict.worklist import study_in_words, write_worklist
@@ -69,25 +71,22 @@ def _write_pixels(study, spacing, folder):
 # %% ../../nbs/apps/05_reader.ipynb #bb9b595c
 LABEL_OF_BITS = np.array([0, *((bits & -bits).bit_length() for bits in range(1, 256))], 'uint8') # where two kinds overlap, the first in the order of SUBTYPES
 
-def _outline(study, segmenter):
-    "The bits of each kind's outline, (n, h, w); None where nothing is called or a pixel's size is not known"
-    side = pixel_mm(study.rows)
-    if segmenter is None or side is None or not study.rows.positive.eq(1).any(): return None
-    return segmenter.masks(study.hu, (side, side))
-
-def _measure_outlines(study, bits):
-    "Volumes and diameters of the kinds that are outlined, a dictionary each; none where depths are not known"
+def _measure_outlines(study, ml, bits):
+    "Volume and diameter of the kinds that the answer has a volume of, a dictionary each"
+    told = ml.dropna()
+    if told.empty: return []
     z,thickness = (study.rows[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
-    try: table = measure_masks(bits, pixel_mm(study.rows), z, thickness)
-    except ValueError: return []
-    return table[table.slices > 0].round(1).rename_axis('kind').reset_index().to_dict('records')
+    table = measure_masks(bits, pixel_mm(study.rows), z, thickness).loc[told.index].assign(ml=told)
+    return table.round(1).rename_axis('kind').reset_index().to_dict('records')
+
+def _drawn_kinds(bits): return [kind for k,kind in enumerate(SUBTYPES[1:]) if (bits >> k & 1).any()]
 
 def _write_outlines(study, bits, spacing, folder, mask_file, about):
     "The outlines as an array, for the viewer and to take away; is there a mask to take away?"
     with atomic_path(folder/'mask.npy') as temp: np.save(temp, bits)
     write_volume(LABEL_OF_BITS[bits], folder/'mask.nii.gz', spacing)
     z,side = study.rows.z_mm.to_numpy('float64', na_value=np.nan),pixel_mm(study.rows)
-    if not np.isfinite(z).all(): return False
+    if side is None or not np.isfinite(z).all(): return False
     try: write_nifti(mask_file, bits, (side, side), z, about)
     except (ValueError, MemoryError): return False # positions that fall, or whose smallest step would make the volume huge
     return True
@@ -113,39 +112,30 @@ def _picture_entry(found, study, row):
                 tags=slice_tags(study.rows.path.iloc[key]))
 
 # %% ../../nbs/apps/05_reader.ipynb #2dfa831d
-def _show_study(found, study, row, folder, mask_file, segmenter=None):
+def _show_study(found, study, row, folder, mask_file):
     "One study as its page shows it, its volumes written below `folder`"
     _write_pixels(study, study.spacing, folder)
-    entry = _study_entry(found, row) | _picture_entry(found, study, row) | dict(map=_write_map(study, study.spacing, folder/'map.nii.gz'), mask=False, measured=[])
-    bits = _outline(study, segmenter)
+    entry = _study_entry(found, row) | _picture_entry(found, study, row)
+    entry |= dict(map=_write_map(study, study.spacing, folder/'map.nii.gz'), mask=False, measured=[])
+    bits = found.masks_of(study.rows.index)
     if bits is None or not bits.any(): return entry
-    taken = _write_outlines(study, bits, study.spacing, folder, mask_file, f'Research software, not a medical device. {segmenter.config["name"]}')
-    return entry | dict(mask=True, mask_file=mask_file.name if taken else '', measured=_measure_outlines(study, bits))
+    taken = _write_outlines(study, bits, study.spacing, folder, mask_file, f'Research software, not a medical device. {found.outlined_by}')
+    return entry | dict(mask=True, mask_file=mask_file.name if taken else '', drawn=_drawn_kinds(bits), measured=_measure_outlines(study, found.volumes_of(study.rows), bits))
 
 # %% ../../nbs/apps/05_reader.ipynb #11cc7683
 def _write_tables(found, name, folder):
     "slices.csv, studies.csv and left_out.csv, with the model and what it is not"
     for table in 'slices', 'studies', 'left_out':
-        marked = getattr(found, table).assign(model=name, note=DISCLAIMER)
+        marked = rounded_ml(getattr(found, table)).assign(model=name, note=DISCLAIMER)
         if 'path' in marked: marked['path'] = [Path(str(o)).name for o in marked.path]
         with atomic_path(folder/f'{table}.csv') as temp: marked.to_csv(temp, index=False, float_format='%.6f')
 
 # %% ../../nbs/apps/05_reader.ipynb #af4ad9cb
-def _drawn_from(outlines, name):
-    "What was outlined, for `write_results`: series to the file of its bits and its volumes"
-    from rsna_ich.apps.results import Drawn
-    def drawn(rows):
-        path,measured = outlines.get(rows.series_id.iloc[0], (None, []))
-        bits = np.load(path, allow_pickle=False) if path else []
-        if len(bits) != len(rows): return None
-        return Drawn({kind: (bits >> k & 1).astype(bool) for k,kind in enumerate(SUBTYPES[1:])}, {line['kind']: line['ml'] for line in measured}, name)
-    return drawn
-
-def _write_dicom(found, predictor, out, outlines, name):
+def _write_dicom(found, predictor, out):
     "The [results as DICOM](06_results.ipynb) of all studies in a zip; '' or why there is none"
     if find_spec('highdicom') is None: return 'highdicom is not installed on this server'
-    from rsna_ich.apps.results import write_results
-    try: write_results(found, predictor, out/'dicom', _drawn_from(outlines, name))
+    from rsna_ich.apps.results import drawn_of, write_results
+    try: write_results(found, predictor, out/'dicom', drawn_of(found))
     except Exception as e: return f'they could not be written ({type(e).__name__})' # an odd header costs these files and not the answer
     with atomic_path(out/'dicom.zip') as temp, zipfile.ZipFile(temp, 'w') as z:
         for path in sorted((out/'dicom').rglob('*.dcm')): z.write(path, path.relative_to(out/'dicom'))
@@ -153,17 +143,13 @@ def _write_dicom(found, predictor, out, outlines, name):
     return ''
 
 # %% ../../nbs/apps/05_reader.ipynb #6139d897
-def _show_studies(found, predictor, folder, segmenter):
-    "All studies as their pages show them, and the outlines that were drawn, by series"
-    studies,outlines = [],{}
+def _show_studies(found, predictor, folder):
+    "All studies as their pages show them"
     for k,row in found.studies.iterrows():
-        if not row.n_slices: studies.append(_study_entry(found, row))
-        else:
-            study,at = Study(found, predictor, row.study_id),folder/f'study-{k}'
-            studies.append(_show_study(found, study, row, at, folder/'results'/f'mask-{k}.nii.gz', segmenter))
-            if studies[-1]['mask']: outlines[study.rows.series_id.iloc[0]] = at/'mask.npy',studies[-1]['measured']
-    return studies, outlines
+        if not row.n_slices: yield _study_entry(found, row)
+        else: yield _show_study(found, Study(found, predictor, row.study_id), row, folder/f'study-{k}', folder/'results'/f'mask-{k}.nii.gz')
 
+# %% ../../nbs/apps/05_reader.ipynb #bc318011
 def answer_upload(
     folder, # Of the upload, with the files in `received`
     predictor, # A `Predictor`
@@ -178,14 +164,15 @@ def answer_upload(
     say('reading and asking the model')
     found = predictor.predict(folder/'files', n_jobs=1)
     if not len(found.studies): raise InputError('upload', f'nothing of it could be read: {a_few(found.left_out.reason.unique(), 2)}')
-    say(f'drawing {len(found.studies)} studies, {int(found.studies.n_slices.sum())} slices' if len(found.studies) > 1 else f'drawing {int(found.studies.n_slices.sum())} slices')
+    say(f'drawing {counted(int(found.studies.n_slices.sum()), "slice")} of {counted(len(found.studies), "study", "studies")}')
+    if segmenter: found = found.measured(segmenter)
     out = folder/'results'
     _write_tables(found, predictor.config['name'], out)
-    studies,outlines = _show_studies(found, predictor, folder, segmenter)
+    studies = list(_show_studies(found, predictor, folder))
     write_worklist(out/'report.html', found, predictor, many=10**6)
     say('writing the results')
     outliner = segmenter.config if segmenter else {}
-    dicom = _write_dicom(found, predictor, out, outlines, outliner.get('name', ''))
+    dicom = _write_dicom(found, predictor, out)
     lost = [(Path(str(path)).name, why) for path,why in zip(found.left_out.path, found.left_out.reason)]
     answer = dict(model=predictor.config['name'], about=found.about, seconds=round(found.seconds, 2), studies=studies, left_out=refused + lost, skipped=list(found.skipped),
                   outliner={name: outliner.get(name, '') for name in ('name', 'trained_on')}, no_dicom=dicom)

@@ -9,7 +9,7 @@ __all__ = ['IDENTITY', 'KEPT', 'CT_IMAGE', 'UIDS', 'PRIVATE', 'FINDING_SITES', '
            'VOLUME', 'MILLILITRE', 'OPERATING_POINT', 'CALLED', 'NO_UNIT', 'MAKER', 'SIDE', 'LINE', 'NOT_FOR_DIAGNOSIS',
            'made_uid', 'valid_uid', 'fit_header', 'finding', 'Drawn', 'Speaker', 'StudyAnswer', 'study_answer',
            'write_structured_report', 'write_segmentation', 'captioned', 'key_picture', 'write_picture', 'Result',
-           'study_objects', 'write_results', 'drawn_by', 'drawn_of']
+           'study_objects', 'write_results', 'drawn_of']
 
 # %% ../../nbs/apps/06_results.ipynb #6823bf67
 import re, textwrap, uuid, warnings
@@ -38,8 +38,6 @@ from ..data.upright import as_stored, pixel_mm, read_series
 from ..data.windowing import BRAIN, apply_window
 from ..labels import SUBTYPES
 from ..predict.explain import draw_maps, draws_maps, inside, outlined
-from ..predict.measured import named_kinds, told_volumes
-from ..predict.volume import volumes_ml
 
 # %% ../../nbs/apps/06_results.ipynb #f92549b0
 _SPACE = uuid.UUID('6d0a2f6e-6b8e-5c55-9a43-0f1b1f0e9c11') # of all UIDs that are made here
@@ -391,6 +389,7 @@ def _pointed_out(predictor, series, place):
     "Where a model looked, and that in words"
     return inside(draw_maps(predictor, series, [place])[0, 0]), "outline: the model's own map of where it looked, no segmentation"
 
+# %% ../../nbs/apps/06_results.ipynb #e368b900
 def _lines_below(answer, label, words):
     "The numbers of a slice and of its study"
     row,study = answer.rows.loc[label],answer.study
@@ -489,35 +488,14 @@ def write_results(
     with atomic_path(out/'references.csv') as p: (pd.concat(references) if references else pd.DataFrame()).to_csv(p, index=False)
     return rows
 
-# %% ../../nbs/apps/06_results.ipynb #a1affeff
-def drawn_by(
-    segmenter # A `Segmenter`
-): # Function of the rows of a series to `Drawn`, or None
-    "Masks and volumes of series that are called positive, for `write_results`"
-    def drawn(rows):
-        if not rows.positive.eq(1).any(): return None
-        read = read_series(rows)
-        side = pixel_mm(rows)
-        alike = len({getattr(hu, 'shape', None) for hu in read}) == 1 and isinstance(read[0], np.ndarray)
-        if side is None or not alike: return None
-        bits = segmenter.masks(np.stack(read), (side, side))
-        z,thickness = (rows[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
-        volumes = volumes_ml(bits, side, z, np.where(np.isfinite(thickness), thickness, USUAL_THICKNESS))
-        return Drawn({kind: (bits >> k & 1).astype(bool) for k,kind in enumerate(SUBTYPES[1:])}, volumes.to_dict(), segmenter.config['name'])
-    return drawn
-
 # %% ../../nbs/apps/06_results.ipynb #43014c06
 def drawn_of(
     found # `Predictions`, as `measured` gives them
 ): # Function of the rows of a series to `Drawn`, or None
     "Masks and volumes that predictions hold, for `write_results`"
     def drawn(rows):
-        known = {label: found.mask_of(label) for label in rows.index if label in (found.masks or {})}
-        if not known: return None
-        empty = np.zeros_like(next(iter(known.values())))
-        bits = np.stack([known.get(label, empty) for label in rows.index])
-        kinds = named_kinds(found.studies[found.studies.study_id.eq(rows.study_id.iloc[0])].iloc[0])
-        ml = told_volumes(bits, rows, kinds) if rows.index[rows.positive.eq(1)].isin(known).all() else []
-        volumes = {kind: value for kind,value in zip(SUBTYPES, ml) if pd.notna(value)}
-        return Drawn({kind: (bits >> k & 1).astype(bool) for k,kind in enumerate(SUBTYPES[1:])}, volumes, found.outlined_by)
+        bits = found.masks_of(rows.index)
+        if bits is None: return None
+        masks = {kind: (bits >> k & 1).astype(bool) for k,kind in enumerate(SUBTYPES[1:])}
+        return Drawn(masks, found.volumes_of(rows).dropna().to_dict(), found.outlined_by)
     return drawn

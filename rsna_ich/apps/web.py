@@ -157,7 +157,7 @@ def _bars(p):
 # %% ../../nbs/apps/05_web.ipynb #c9763844
 def _colour_keys(study):
     "What the colours of the outlines mean"
-    return [Span(line['kind'], cls=f'colour-key kind-{SUBTYPES.index(line["kind"])}') for line in study['measured'] if line['kind'] != 'any']
+    return [Span(kind, cls=f'colour-key kind-{SUBTYPES.index(kind)}') for kind in study['drawn']]
 
 def _controls(study):
     "Window presets, map, outlines, distances, and planes where the slices are a straight stack"
@@ -199,7 +199,7 @@ def _volumes_part(study, outliner):
     "How much blood is outlined, and by whom"
     who = P(f'Outlined by {outliner["name"]}, another network than the one that answers. It learnt from {outliner["trained_on"]}.', cls='soft') if outliner['name'] else None
     if not study['mask']: return P('Nothing is outlined: no slice was called positive, or the outliner saw no blood.' if outliner['name'] else 'Nothing was outlined.', cls='soft')
-    if not study['measured']: return P('Outlined, but not measured: the files do not say where the slices lie.', cls='soft'), who
+    if not study['measured']: return P('Outlined, but not measured: the files do not say where the slices lie, or the outlines do not agree with the answer.', cls='soft'), who
     rows = [Tr(Td(line['kind']), Td(f'{line["ml"]:.1f} ml'), Td(f'{line["abc2_ml"]:.1f} ml'), Td(f'{line["largest_mm"]:.0f} mm'), Td(line['slices'])) for line in study['measured']]
     return _table(['Kind', 'Volume', 'ABC/2', 'Largest diameter', 'Slices'], rows), who
 

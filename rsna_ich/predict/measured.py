@@ -175,3 +175,25 @@ def mask_of(self:Predictions,
     "The outline of one slice"
     packed = (self.masks or {}).get(label)
     return packed and unpack_mask(packed)
+
+# %% ../../nbs/predict/11_measured.ipynb #08835e9d
+@patch
+def masks_of(self:Predictions,
+    labels # Of rows of `slices`, of one series
+): # uint8, (n, h, w), empty where nothing was outlined; None where nothing was on any of them
+    "The outlines of a series"
+    known = {label: self.mask_of(label) for label in labels if label in (self.masks or {})}
+    if not known: return None
+    empty = np.zeros_like(next(iter(known.values())))
+    return np.stack([known.get(label, empty) for label in labels])
+
+@patch
+def volumes_of(self:Predictions,
+    rows # Of `table`, of one series, in order
+) -> pd.Series: # ml by SUBTYPES, NaN where there is none to tell
+    "The volumes of one series that agree with the answer for its study"
+    bits = self.masks_of(rows.index)
+    called = rows.index[rows.positive.eq(1)]
+    if bits is None or not called.isin(list(self.masks)).all(): return pd.Series(np.nan, SUBTYPES)
+    study = self.studies[self.studies.study_id.eq(rows.study_id.iloc[0])].iloc[0]
+    return pd.Series(told_volumes(bits, rows, named_kinds(study)), SUBTYPES, dtype='float64')

@@ -133,6 +133,7 @@ OUTLINED = .34, .71, .91 # blue
 LARGE = 420 # pixels of a picture on the page, on its longer side
 LINE_WIDTH = 2 # pixels of a large picture
 
+# %% ../../nbs/predict/07_worklist.ipynb #feb509a2
 class View:
     "One slice with what is drawn on it"
     def __init__(self,
@@ -238,8 +239,6 @@ def _left_out_of(found, study_id):
     lost = found.slices[found.slices.study_id.eq(study_id) & found.slices.status.ne('ok')]
     table = pd.DataFrame(dict(file=[Path(str(path)).name for path in lost.path], reason=lost.status.to_list()))
     return f'<details><summary>{counted(len(lost), "file")} left out</summary>{html_table(table.head(50), words=True)}</details>' if len(lost) else ''
-
-
 
 def _point(predictor, slices, found):
     "The operating point of a study's longest series"

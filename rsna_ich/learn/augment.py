@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from ..core import InputError # before fastai, whose warning it silences
 from fastai.vision.all import RandTransform, Transform
 
+from ..data.windowing import BRAIN
 from .batch import SomeSlices, TensorHU, draw, plain_tensor, same_channels, to_some
 from .warps import (CentreCrop, Elastic, Flip, GridDistortion, OpticalDistortion, OwnHead, Pose, RandomCrop,
                                   Reverse, Rotate, ShiftScaleRotate, Warp, Warps)
@@ -62,16 +63,21 @@ def _dct(n=8):
     m[0] /= math.sqrt(2)
     return m
 
+def _rounded(blocks, coarseness):
+    "8x8 blocks whose cosine coefficients are rounded, more coarsely at high frequencies"
+    matrix = _dct().to(blocks)
+    frequency = torch.arange(8, device=blocks.device)
+    step = (8 + 6*(frequency[:, None] + frequency))/255*coarseness
+    coefficients = matrix@blocks@matrix.T
+    return matrix.T@(torch.round(coefficients/step)*step)@matrix
+
 def _jpeg(x):
-    "The losses of JPEG: each 8x8 block's cosine coefficients rounded, coarser at high frequencies (ITU-T T.81)"
+    "The losses of JPEG (ITU-T T.81), of another strength in each slice"
     h,w = x.shape[-2:]
     padded = F.pad(x, (0, -w % 8, 0, -h % 8), mode='replicate')
-    m = _dct().to(x)
     blocks = padded.unfold(2, 8, 8).unfold(3, 8, 8)
-    frequency = torch.arange(8, device=x.device)
-    step = (8 + 6*(frequency[:, None] + frequency))/255*draw(x, .2, 2.5)[..., None, None]
-    back = m.T@(torch.round((m@blocks@m.T)/step)*step)@m
-    out = back.permute(0, 1, 2, 4, 3, 5).reshape(padded.shape)
+    blocks = _rounded(blocks, draw(x, .2, 2.5)[..., None, None])
+    out = blocks.permute(0, 1, 2, 4, 3, 5).reshape(padded.shape)
     return out[..., :h, :w].clamp(0, 1)
 
 # %% ../../nbs/learn/03_augment.ipynb #336c415b
@@ -86,6 +92,7 @@ class PictureEffects(RandTransform):
         self.strength = strength
 
     def encodes(self, x:TensorHU):
+        "Each effect on the slices drawn for it"
         out = plain_tensor(x).clone()
         for effect,p in self.effects.items(): to_some(out, p*self.strength, effect)
         return same_channels(out, x)
@@ -98,7 +105,7 @@ def _near_bone(hu, reach):
     return F.interpolate(_blurred(small, low, high, reach=9), size=hu.shape[-2:], mode='bilinear', align_corners=False)
 
 class RimGlow(SomeSlices):
-    "What is not bone shines beside it, in some slices"
+    "Tissue beside bone is brightened, in some slices"
     order = 2.8 # after maps of blood are off, before HU are jittered
     def __init__(self,
         most:float=80, # HU, the largest share of the blurred bone; at a straight edge half of it arrives
@@ -109,7 +116,10 @@ class RimGlow(SomeSlices):
         self.most = most
         self.reach = reach
 
-    def change(self, x): return x + _near_bone(x, self.reach)*draw(x, 0, self.most)*((x > -300) & (x < 250))
+    def change(self, x):
+        "Slices with blurred bone added to what is neither bone nor air"
+        soft = (x > -300) & (x < 250)
+        return x + _near_bone(x, self.reach)*draw(x, 0, self.most)*soft
 
 # %% ../../nbs/learn/03_augment.ipynb #fdb145cb
 class TightBrain(SomeSlices):
@@ -125,6 +135,7 @@ class TightBrain(SomeSlices):
         self.reach = reach
 
     def change(self, x):
+        "Slices whose fluid beside bone is filled, by a share that differs from slice to slice"
         smooth = F.avg_pool2d(x, 3, 1, 1)
         lack = (draw(x, *self.grey) - smooth).clamp(min=0)*((smooth > -15) & (x < 250))
         return x + lack*(2.5*_near_bone(x, self.reach)).clamp(max=1)*draw(x, .3, 1)
@@ -148,6 +159,7 @@ class ThickSkull(SomeSlices):
         self.reach = reach
 
     def change(self, x):
+        "Slices whose bone reaches as far as the random field lets it"
         level = .55 - _field(x)*draw(x, .1, .5)
         bone = torch.sigmoid((_near_bone(x, self.reach) - level)/.04)*((x > -300) & (x < 250))
         return x + (draw(x, 300, 900) - x)*bone
@@ -168,11 +180,13 @@ class HUJitter(RandTransform):
         self.share = p
 
     def encodes(self, x:TensorHU):
+        "Some slices with HU moved and stretched about the window's middle"
         hu = plain_tensor(x)
         some = draw(hu, 0, 1) < self.share
         shift = draw(hu, -self.centre, self.centre)
         stretch = draw(hu, *map(math.log, self.width)).exp()
-        return TensorHU(torch.where(some, 40 + (hu - 40 + shift)/stretch, hu))
+        changed = BRAIN.center + (hu - BRAIN.center + shift)/stretch
+        return TensorHU(torch.where(some, changed, hu))
 
 # %% ../../nbs/learn/03_augment.ipynb #cf33fdf5
 class BrightnessContrast(SomeSlices):
@@ -188,6 +202,7 @@ class BrightnessContrast(SomeSlices):
         self.contrast = contrast
 
     def change(self, x):
+        "Slices stretched about mid-grey and shifted"
         contrast = 1 + draw(x, -self.contrast, self.contrast)
         return (.5 + (x - .5)*contrast + draw(x, -self.brightness, self.brightness)).clamp(0, 1)
 
@@ -228,6 +243,7 @@ class Erasing(SomeSlices):
         self.aspect = aspect
 
     def change(self, x):
+        "Slices with a rectangle of random area and shape made black"
         area = draw(x, self.low, self.high)
         ratio = draw(x, math.log(self.aspect), -math.log(self.aspect)).exp()
         rows = _stretch(x.shape[-2], (area*ratio).sqrt().clamp(max=1)).transpose(-1, -2)

@@ -32,7 +32,9 @@ class TensorHU(TensorImage):
     def show(self, ctx=None, vmin=None, vmax=None, **kwargs):
         "All channels in one picture, HU in the brain window"
         x = plain_tensor(self).float().cpu()
-        if x.max() > 2 and vmin is None: vmin,vmax = BRAIN.low,BRAIN.high
+        if x.max() > 2 and vmin is None: # HU, not windows
+            vmin = BRAIN.low
+            vmax = BRAIN.high
         import matplotlib.pyplot as plt
         ctx = ctx or plt.subplots()[1]
         ctx.imshow(_side_by_side(x, getattr(self, 'windows', 1)), cmap='gray', vmin=vmin, vmax=vmax)
@@ -88,6 +90,7 @@ class Windowed(Transform):
         if not has_windowing(name): raise InputError(name, f'no such windowing; there are {", ".join(WINDOWINGS)}')
         self.windowing = name
     def encodes(self, x:TensorHU):
+        "Slices and windows become one row of channels, a slice's windows side by side"
         channels = WINDOWINGS[self.windowing](plain_tensor(x))
         out = TensorHU(channels.flatten(1, 2))
         out.windows = channels.shape[2]

@@ -42,7 +42,7 @@ def _known(dataset):
     return table
 
 def _targets(dataset):
-    "Its labels, (n, 6)"
+    "The labels of a dataset's slices, (n, 6)"
     targets = getattr(dataset, 'targets', None)
     return _known(dataset)[SUBTYPES].to_numpy() if targets is None else targets
 
@@ -59,6 +59,7 @@ class BalancedDL(TfmdDL):
         return sick,healthy,min(len(healthy), max(len(sick), 1))
 
     def get_idxs(self):
+        "The places that this epoch shows; fastai takes its own number of samples from `n`"
         if not self.shuffle: return super().get_idxs()
         sick,healthy,n = self.sides()
         idxs = sick + self.rng.sample(healthy, n)
@@ -102,8 +103,10 @@ class StudyDL(TfmdDL):
         return [places.tolist() for places in table.groupby(column, sort=False).indices.values()]
 
     def get_idxs(self):
+        "The places that this epoch shows"
         if not self.shuffle: return super().get_idxs()
-        idxs = [i for places in self.studies() for i in self.rng.sample(places, min(len(places), self.per_study))]
+        idxs = []
+        for places in self.studies(): idxs += self.rng.sample(places, min(len(places), self.per_study))
         self.n = len(idxs)
         return self.shuffle_fn(idxs)
 

@@ -13,9 +13,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from fastai.vision.all import RandTransform
 
-from .batch import TensorHU, draw, plain_tensor
+from .batch import TensorHU, draw, plain_tensor # before fastai, whose warning it silences
+from fastai.vision.all import RandTransform
 
 # %% ../../nbs/learn/02_warps.ipynb #d5d6aaa9
 def _places(n, like):
@@ -70,12 +70,13 @@ class Flip(Warp):
 # %% ../../nbs/learn/02_warps.ipynb #28038b58
 def _affine(points, angle, wide, high, right=0, down=0):
     "Points turned by `angle` (radians), stretched and shifted (in halves of the picture), each (n,)"
+    def each(number): return torch.as_tensor(number, device=points.device).reshape(-1, 1, 1)
     cos = angle.cos()
     sin = angle.sin()
-    numbers = cos*wide,-sin*high,sin*wide,cos*high,right,down
-    a,b,c,d,right,down = (torch.as_tensor(number, device=points.device).reshape(-1, 1, 1) for number in numbers)
     x,y = points.unbind(-1)
-    return torch.stack([torch.addcmul(a*x + right, b, y), torch.addcmul(c*x + down, d, y)], -1)
+    across = torch.addcmul(each(cos*wide)*x + each(right), each(-sin*high), y)
+    along = torch.addcmul(each(sin*wide)*x + each(down), each(cos*high), y)
+    return torch.stack([across, along], -1)
 
 # %% ../../nbs/learn/02_warps.ipynb #032e4462
 class Rotate(Warp):
@@ -111,7 +112,10 @@ class ShiftScaleRotate(Warp):
         def within(most): return _one_each(points, -most, most)
         zoom = 1/(1 + within(self.scale))
         wide = (1 + within(self.stretch)).sqrt()
-        return _affine(points, within(math.radians(self.rotate)), zoom*wide, zoom/wide, within(2*self.shift), within(2*self.shift))
+        angle = within(math.radians(self.rotate))
+        right = within(2*self.shift)
+        down = within(2*self.shift)
+        return _affine(points, angle, zoom*wide, zoom/wide, right, down)
 
 # %% ../../nbs/learn/02_warps.ipynb #8f59054c
 class Pose(Warp):
@@ -249,13 +253,16 @@ def _bone_square(x):
     bone = (x > 300).any(1)
     top,bottom = _extent(bone.sum(2))
     left,right = _extent(bone.sum(1))
-    return torch.maximum(bottom - top, right - left),left + right - 1,top + bottom - 1
+    side = torch.maximum(bottom - top, right - left)
+    across = left + right - 1
+    along = top + bottom - 1
+    return side,across,along
 
 # %% ../../nbs/learn/02_warps.ipynb #d463c50c
 class OwnHead(RandTransform):
     "Some slices enlarged until their own head fills the picture, or only moved until it is in the middle"
-    order = 1.7
-    split_idx = 0 # after maps of blood, far below 300 in their mm2, have joined the slices
+    order = 1.7 # after maps of blood have joined the slices; their values lie far below those of bone
+    split_idx = 0
     def __init__(self,
         p:float=.5, # Share of the slices
         margin:float=.1, # Added on each side of the bone, of its longer side
@@ -267,6 +274,7 @@ class OwnHead(RandTransform):
         self.zoom = zoom
 
     def encodes(self, x:TensorHU):
+        "Some slices sampled in the square round their bone; heads that fill the picture already stay"
         x = plain_tensor(x)
         side,right,down = _bone_square(x)
         side = side*(1 + 2*self.margin)

@@ -48,7 +48,7 @@ def _only(z):
 # %% ../nbs/01_labels.ipynb #687ae3bb
 @contextmanager
 def _named(path, what):
-    "Whatever goes wrong with a file within the block is an `InputError` that says what it should be"
+    "Turn every error of the block into an `InputError` about `path` that says what the file should be"
     try: yield
     except InputError: raise
     except (EOFError, zlib.error) as e: raise InputError(path, f'damaged: {e}') from None
@@ -57,20 +57,24 @@ def _named(path, what):
         raise InputError(path, f'not {what}: {(str(e) or "damaged").splitlines()[0]}') from None
 
 def _read_csv(path, types):
-    "Arrow table of a CSV file; InputError where it is none"
+    "Arrow table of a CSV file; `InputError` for any other file"
     options = pacsv.ConvertOptions(column_types=types, strings_can_be_null=False)
     with _named(path, 'a table of labels'), _unpacked(path) as f: return pacsv.read_csv(f, convert_options=options)
 
 # %% ../nbs/01_labels.ipynb #e929fdbd
+def _of_subtype(ids, values, name):
+    "The images and values of one subtype, and whether each of its keys names an image"
+    rows = pc.ends_with(ids, f'_{name}')
+    keys = pc.filter(ids, rows)
+    images = pc.utf8_slice_codeunits(keys, 0, -len(name) - 1).combine_chunks()
+    named = pc.all(pc.greater(pc.utf8_length(images), 0), min_count=0).as_py()
+    return images,pc.filter(values, rows).to_numpy(),named
+
 def _by_subtype(ids, values, path):
     "A dict from subtype to its images and values, in the file's order"
-    def part(name):
-        rows = pc.ends_with(ids, f'_{name}')
-        images = pc.utf8_slice_codeunits(pc.filter(ids, rows), 0, -len(name) - 1).combine_chunks()
-        return images, pc.filter(values, rows).to_numpy(), pc.all(pc.greater(pc.utf8_length(images), 0), min_count=0).as_py()
-    parts = {name: part(name) for name in SUBTYPES}
-    complete = sum(len(images) for images, *_ in parts.values()) == len(ids)
-    if not complete or not all(ok for *_,ok in parts.values()): raise _malformed(ids, path)
+    parts = {name: _of_subtype(ids, values, name) for name in SUBTYPES}
+    found = sum(len(images) for images,*_ in parts.values())
+    if found != len(ids) or not all(named for *_,named in parts.values()): raise _malformed(ids, path)
     return {name: (images, column) for name,(images,column,_) in parts.items()}
 
 # %% ../nbs/01_labels.ipynb #1887da59
@@ -82,25 +86,50 @@ def _malformed(ids, path):
 _KEY = f'^(?P<image_id>.+)_(?P<subtype>{"|".join(SUBTYPES)})$'
 
 # %% ../nbs/01_labels.ipynb #a5f6da0c
+def _block_names(ids):
+    "The subtypes of the first six keys in their order, None unless each is there"
+    first = ids[:len(SUBTYPES)].to_pylist()
+    matches = [re.match(_KEY, key or '') for key in first]
+    names = [match['subtype'] if match else None for match in matches]
+    return names if set(names) == set(SUBTYPES) else None
+
+def _rectangle(ids):
+    "The bytes of the keys, one row for each block of six, and the six keys' lengths; None where blocks differ in shape"
+    _,offsets,data = ids.buffers()
+    starts = np.frombuffer(offsets, np.int32)[ids.offset:][:len(ids) + 1]
+    lengths = np.diff(starts).reshape(-1, len(SUBTYPES))
+    if (lengths != lengths[0]).any(): return
+    letters = np.frombuffer(data, np.uint8)[starts[0]:starts[-1]]
+    return letters.reshape(len(lengths), -1),lengths[0]
+
+# %% ../nbs/01_labels.ipynb #a194dd7c
+def _regular(key, images):
+    "Does each key of one subtype begin with its image and end like the others?"
+    size = images.shape[1]
+    return (key[:, :size] == images).all() and (key[:, size:] == key[0, size:]).all()
+
+def _strings(letters):
+    "Rows of bytes, (n, size), as an Arrow column of text"
+    n,size = letters.shape
+    offsets = np.arange(n + 1, dtype=np.int32)*np.int32(size)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(letters.tobytes())]
+    return pa.Array.from_buffers(pa.string(), n, buffers)
+
+# %% ../nbs/01_labels.ipynb #10bf63e1
 def _blocks(ids):
     "Images and the order of subtypes where the keys come in blocks of six of one shape, otherwise None"
-    n = len(SUBTYPES)
-    names = [m['subtype'] if (m := re.match(_KEY, o or '')) else None for o in ids[:n].to_pylist()]
-    if set(names) != set(SUBTYPES) or len(ids) % n: return
-    _,offsets,data = (ids := ids.combine_chunks()).buffers()
-    starts = np.frombuffer(offsets, np.int32)[ids.offset:][:len(ids) + 1]
-    widths = np.diff(starts[:n + 1])
-    ends = [len(o) + 1 for o in names]
-    size = widths[0] - ends[0]
-    if (widths - ends != size).any() or (np.diff(starts).reshape(-1, n) != widths).any(): return
-    block = np.frombuffer(data, np.uint8)[starts[0]:starts[-1]].reshape(-1, widths.sum())
-    keys = np.split(block, np.cumsum(widths)[:-1], axis=1)
+    names = _block_names(ids)
+    if names is None or len(ids) % len(SUBTYPES): return
+    regular = _rectangle(ids.combine_chunks())
+    if regular is None: return
+    block,lengths = regular
+    sizes = lengths - [len(name) + 1 for name in names]
+    size = sizes[0]
+    if size < 1 or (sizes != size).any(): return
+    keys = np.split(block, np.cumsum(lengths)[:-1], axis=1)
     images = keys[0][:, :size]
-    if not all((o[:, :size] == images).all() and (o[:, size:] == o[0, size:]).all() for o in keys): return
-    buffers = [None, pa.py_buffer(np.arange(len(images) + 1, dtype=np.int32)*np.int32(size)),
-        pa.py_buffer(images.tobytes())]
-    images = pa.Array.from_buffers(pa.string(), len(images), buffers)
-    return (images, names) if size > 0 else None
+    if not all(_regular(key, images) for key in keys): return
+    return _strings(images),names
 
 # %% ../nbs/01_labels.ipynb #2afad5ab
 def _parts(ids, values, path):
@@ -115,7 +144,9 @@ def _encoded(images):
     "Images once each in order of their first row, the number of each row's image, and which rows are the first"
     encoded = images.dictionary_encode()
     codes = encoded.indices.to_numpy()
-    return encoded.dictionary, codes, np.r_[True, codes[1:] > np.maximum.accumulate(codes)[:-1]][:len(codes)]
+    highest = np.maximum.accumulate(codes)
+    first = np.append(True, codes[1:] > highest[:-1])[:len(codes)] # a number that is new is higher than all before
+    return encoded.dictionary,codes,first
 
 # %% ../nbs/01_labels.ipynb #e64d68bf
 def _first(values, encoded, name, path):
@@ -125,7 +156,7 @@ def _first(values, encoded, name, path):
     conflict = values != values[first][codes]
     if conflict.any():
         bad = unique.take(pa.array(np.unique(codes[conflict]))).to_pylist()
-        raise InputError(path, f'{len(bad):,} conflicting duplicates: {a_few(f"{o}_{name}" for o in bad)}')
+        raise InputError(path, f'{len(bad):,} conflicting duplicates: {a_few(f"{image}_{name}" for image in bad)}')
     return values[first]
 
 # %% ../nbs/01_labels.ipynb #bb69b630
@@ -154,22 +185,25 @@ def _aligned(images, column, index, name, path):
     return column[where.to_numpy()]
 
 # %% ../nbs/01_labels.ipynb #e39d8189
+def _table_parts(table, path):
+    "A dict from subtype to its images and values, from a long or a wide table; an `InputError` where it is neither"
+    names = table.column_names
+    if {'ID', 'Label'} <= set(names): return _parts(table['ID'], table['Label'], path)
+    key = next((name for name in ('image_id', 'Image') if name in names), None)
+    if not key or not set(SUBTYPES) <= set(names):
+        raise InputError(path, f'columns are {a_few(names, 8)} where ID,Label or image_id and the subtypes are expected')
+    images = table[key].cast(pa.string()).combine_chunks()
+    return {name: (images, table[name].to_numpy()) for name in SUBTYPES}
+
 def read_labels(
     csv # Labels: long (`ID,Label`) or wide (`image_id` or `Image`, then the subtypes); may be gzipped or zipped
 ) -> pd.DataFrame: # By `image_id`, one uint8 column a subtype; `attrs['duplicates']` counts dropped rows
     "A file of labels as a wide table; conflicting duplicates, missing subtypes and malformed keys are an `InputError`"
-    table = _read_csv(csv, {**dict.fromkeys(ID_COLUMNS, pa.string()), 'Label': pa.float32(), **{o: pa.float32() for o in SUBTYPES}})
-    names = table.column_names
-    key = next((o for o in ('image_id', 'Image') if o in names), None)
-    if {'ID', 'Label'} <= set(names): parts = _parts(table['ID'], table['Label'], csv)
-    elif key and set(SUBTYPES) <= set(names):
-        images = table[key].cast(pa.string()).combine_chunks()
-        parts = {o: (images, table[o].to_numpy()) for o in SUBTYPES}
-    else:
-        raise InputError(csv, f'columns are {a_few(names, 8)} where ID,Label or image_id and the subtypes are expected')
-    images, columns, dropped = _pivot(parts, csv)
+    types = dict.fromkeys(ID_COLUMNS, pa.string()) | dict.fromkeys(['Label', *SUBTYPES], pa.float32())
+    table = _read_csv(csv, types)
+    images, columns, dropped = _pivot(_table_parts(table, csv), csv)
     index = pd.Index(images.to_pandas(), name='image_id')
-    labels = pd.DataFrame({o: _binary(columns[o], index, o, csv) for o in SUBTYPES}, index=index)
+    labels = pd.DataFrame({name: _binary(columns[name], index, name, csv) for name in SUBTYPES}, index=index)
     labels.attrs['duplicates'] = dropped
     return labels
 
@@ -243,12 +277,28 @@ def read_sample(
     ids = table['ID'].combine_chunks()
     parts = pc.extract_regex(ids, _KEY)
     if parts.null_count: raise _malformed(ids, csv)
-    sample = pd.DataFrame({'ID': ids.to_pandas(), **{o: parts.field(o).to_pandas() for o in ('image_id', 'subtype')}})
+    columns = {name: parts.field(name).to_pandas() for name in ('image_id', 'subtype')}
+    sample = pd.DataFrame({'ID': ids.to_pandas()} | columns)
     if (bad := sample.ID[sample.ID.duplicated()]).size:
         raise InputError(csv, f'{bad.size:,} repeated IDs: {a_few(bad)}')
     return sample
 
 # %% ../nbs/01_labels.ipynb #8afb4f48
+def _checked(preds, path):
+    "Predictions by image, six float columns, all of them probabilities"
+    if 'image_id' in preds: preds = preds.set_index('image_id')
+    if lost := [name for name in SUBTYPES if name not in preds]:
+        raise InputError(path, f'predictions have no column {a_few(lost)}')
+    if (twice := preds.index[preds.index.duplicated()]).size:
+        raise InputError(path, f'images predicted twice: {a_few(twice)}')
+    preds = preds[SUBTYPES].astype(float)
+    probable = preds.ge(0).all(axis=1) & preds.le(1).all(axis=1)
+    bad = preds.index[~probable]
+    if bad.size:
+        raise InputError(path, f'{bad.size:,} images have a prediction that is no probability: {a_few(bad)}')
+    return preds
+
+# %% ../nbs/01_labels.ipynb #859f3c1d
 def write_submission(
     preds, # Probabilities, six columns a subtype; `image_id` as index or column
     path, # `submission.csv`
@@ -258,26 +308,18 @@ def write_submission(
     "Write `ID,Label`, six rows an image; what is no probability or lacks an image is an `InputError`"
     preds = _checked(preds, path)
     if sample is None: return _write_csv(to_long(preds), path)
-    source,sample = ('sample submission', sample) if isinstance(sample, pd.DataFrame) else (sample, read_sample(sample))
-    rows = preds.index.get_indexer(sample.image_id)
-    values = np.vstack([preds.to_numpy(), np.broadcast_to(np.nan if missing is None else missing, (1, len(SUBTYPES)))])
-    if missing is None and (rows < 0).any():
-        lost = sample.image_id[rows < 0].unique()
+    source = 'sample submission'
+    if not isinstance(sample, pd.DataFrame):
+        source = sample
+        sample = read_sample(source)
+    rows = preds.index.get_indexer(sample.image_id) # -1 where there is no prediction: the last row of `values`
+    lost = sample.image_id[rows < 0].unique()
+    if missing is None and len(lost):
         raise InputError(source, f'{len(lost):,} of its images have no prediction: {a_few(lost)}')
+    instead = np.full(len(SUBTYPES), np.nan if missing is None else missing)
+    values = np.vstack([preds.to_numpy(), instead])
     columns = pd.Index(SUBTYPES).get_indexer(sample.subtype)
     return _write_csv(pd.DataFrame({'ID': sample.ID, 'Label': values[rows, columns]}), path)
-
-def _checked(preds, path):
-    "Predictions by image, six float columns, all of them probabilities"
-    if 'image_id' in preds: preds = preds.set_index('image_id')
-    if lost := [o for o in SUBTYPES if o not in preds]:
-        raise InputError(path, f'predictions have no column {a_few(lost)}')
-    if (twice := preds.index[preds.index.duplicated()]).size:
-        raise InputError(path, f'images predicted twice: {a_few(twice)}')
-    preds = preds[SUBTYPES].astype(float)
-    if (bad := preds.index[~preds.ge(0).all(axis=1) | ~preds.le(1).all(axis=1)]).size:
-        raise InputError(path, f'{bad.size:,} images have a prediction that is no probability: {a_few(bad)}')
-    return preds
 
 # %% ../nbs/01_labels.ipynb #51c2a8e9
 NO_VALUES = ['', 'NA', 'N/A', '<NA>', 'nan', 'NaN', 'None', 'null'] # what says in a column of numbers or words that there is nothing
@@ -295,7 +337,7 @@ def _read_any_csv(path):
     "A CSV file as pandas reads it, without a guess about identifiers"
     _check_lines(path)
     with _unpacked(path) as f: names = pd.read_csv(f, nrows=0).columns
-    missing = {o: [''] if o in ID_COLUMNS else NO_VALUES for o in names}
+    missing = {name: [''] if name in ID_COLUMNS else NO_VALUES for name in names}
     types = dict.fromkeys(ID_COLUMNS, str)
     with _unpacked(path) as f: return pd.read_csv(f, dtype=types, keep_default_na=False, na_values=missing)
 
@@ -322,7 +364,7 @@ def cooccurrence(
     "How often two subtypes are found in the same image"
     y = labels[SUBTYPES].to_numpy(np.float64)
     both = y.T @ y
-    if share: both = both/np.diag(both)[:,None].clip(1)
+    if share: both = both/np.diag(both)[:, None].clip(1)
     return pd.DataFrame(both if share else both.astype(int), index=SUBTYPES, columns=SUBTYPES)
 
 # %% ../nbs/01_labels.ipynb #ab83bf94

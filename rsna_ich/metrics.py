@@ -199,7 +199,9 @@ def roc_points(
 ) -> tuple: # False alarms, share found, thresholds, from (0, 0) to (1, 1); ValueError where a class is missing
     "The ROC curve of one subtype"
     at, found, alarms = _flagged(targets, preds, weights)
-    return np.append(0, alarms/alarms[-1]), np.append(0, found/found[-1]), np.append(np.inf, at)
+    false_alarms = np.append(0, alarms/alarms[-1])
+    share_found = np.append(0, found/found[-1])
+    return false_alarms,share_found,np.append(np.inf, at)
 
 # %% ../nbs/02_metrics.ipynb #d4a52fbb
 def precision_recall(
@@ -215,7 +217,7 @@ def precision_recall(
 
 # %% ../nbs/02_metrics.ipynb #842371de
 def _best(fpr, tpr, specificity, sensitivity):
-    "What is to be made as large as possible at each point of a ROC curve; -1 where a wish is not fulfilled"
+    "The figure to maximise at each point of a ROC curve; -1 where a wish is not fulfilled"
     if specificity is not None: return np.where(1-fpr >= specificity - 1e-12, tpr, -1)
     if sensitivity is not None: return np.where(tpr >= sensitivity - 1e-12, 1-fpr, -1)
     return tpr - fpr
@@ -232,8 +234,9 @@ def choose_threshold(
     best = _best(fpr, tpr, specificity, sensitivity)
     equals = np.flatnonzero(best >= best.max() - 1e-12)
     k = int(equals[0 if sensitivity is None else -1])
-    if k == 0: return float(np.nextafter(at[1], 2))
-    return float((at[k] + at[k+1])/2) if k+1 < len(at) else float(at[k])
+    if k == 0: return float(np.nextafter(at[1], 2)) # nothing is flagged: just above the highest probability
+    if k + 1 == len(at): return float(at[k])
+    return float((at[k] + at[k+1])/2)
 
 # %% ../nbs/02_metrics.ipynb #1e4d90dd
 def predictive_values(
@@ -268,9 +271,10 @@ def reliability(
     if p.ndim != 1: raise ValueError(f'one subtype at a time: the shape is {p.shape}')
     edges = _bin_edges(p, bins, equal_counts)
     which = np.clip(np.searchsorted(edges, p, side='right')-1, 0, len(edges)-2)
-    inside = {k: which == k for k in np.unique(which)}
-    rows = [dict(low=edges[k], high=edges[k+1], n=rows.sum(), predicted=p[rows].mean(), observed=y[rows].mean()) for k, rows in inside.items()]
-    return pd.DataFrame(rows)
+    def row(k):
+        inside = which == k
+        return dict(low=edges[k], high=edges[k+1], n=inside.sum(), predicted=p[inside].mean(), observed=y[inside].mean())
+    return pd.DataFrame([row(k) for k in np.unique(which)])
 
 # %% ../nbs/02_metrics.ipynb #ad9ae18a
 def expected_calibration_error(
@@ -327,7 +331,7 @@ def alarm_threshold(
     specificity:float, # Wanted
     before:float # The operating point without these slices
 ) -> float: # The probability of any from which a slice is called positive
-    "Where that share of slices stays below; the fewer they are, the nearer to the point before, in log odds"
+    "The threshold that leaves this share of slices alone; with few slices it stays near the point before, in log odds"
     odds = logit(p, 1e-6)
     weight = len(odds)/(len(odds) + HALF_WAY)
     own = np.quantile(odds, specificity) if len(odds) else 0.
@@ -363,6 +367,7 @@ def _free_biases(y, bias, believed):
     if believed is not None: return np.arange(len(SUBTYPES))
     return np.flatnonzero(y.any(0) & ~y.all(0))
 
+# %% ../nbs/02_metrics.ipynb #2459584f
 def fit_temperature(
     logits, # Logits of held-out slices, (n, 6)
     targets, # Their truth, 0 or 1, (n, 6)
@@ -379,6 +384,7 @@ def fit_temperature(
     begin = believed or Calibration()
     shift = np.array(begin.bias)
     def loss(x):
+        "Score and gradient, with the distance from what is believed"
         value,gradient = _calibration_loss(x, z, y, biased)
         if believed is None: return value, gradient
         doubt,pull = _belief_loss(x, believed, biased, len(z))

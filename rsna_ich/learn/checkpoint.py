@@ -52,7 +52,7 @@ def _named(prefix, items):
     return {f'{prefix}.{k}': v.detach().cpu().contiguous() for k,v in items if isinstance(v, torch.Tensor)}
 
 def _under(tensors, prefix):
-    "Those whose names begin with `prefix`, without it"
+    "The tensors whose names begin with `prefix`, under their names without it"
     return {k[len(prefix)+1:]: v for k,v in tensors.items() if k.startswith(prefix + '.')}
 
 # %% ../../nbs/learn/12_checkpoint.ipynb #7545a166
@@ -88,7 +88,7 @@ def _callback(learn, kind): return first(cb for cb in learn.cbs if isinstance(cb
 def _plain_number(value): return float(value) if isinstance(value, float) else value
 
 def _optimiser_state(opt):
-    "Its tensors, and what fits into JSON"
+    "An optimiser's memory: its tensors, and what fits into JSON"
     states = opt.state_dict()['state']
     tensors = {}
     for i,state in enumerate(states): tensors |= _named(f'opt.{i}', state.items())
@@ -143,7 +143,8 @@ def _fit_state(learn):
     remembered,more = _callback_state(learn)
     smooth = learn.recorder.smooth_loss
     notes = dict(smooth=[float(smooth.val), smooth.count], train_iter=learn.train_iter)
-    return _named('model', bare(learn.model).state_dict().items()) | optimiser | remembered,notes | numbers | more
+    tensors = _named('model', bare(learn.model).state_dict().items()) | optimiser | remembered
+    return tensors,notes | numbers | more
 
 # %% ../../nbs/learn/12_checkpoint.ipynb #3a3c3b75
 def _set_fit_state(learn, tensors, notes):

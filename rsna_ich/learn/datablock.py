@@ -55,6 +55,7 @@ def _slice_files(table):
     columns = [map(kind, table[name]) for name,kind in kinds.items()]
     return pd.Series([str(SliceFile(*values)) for values in zip(*columns)], index=table.index)
 
+# %% ../../nbs/learn/05_datablock.ipynb #5edb8099
 _LOOKED_AT = 9 # slices of a series in which the head is looked for, spread over it
 
 def _spread(files):
@@ -89,6 +90,7 @@ class SliceGetter:
         self.neighbours = neighbours
 
     def __call__(self, source):
+        "The table of `source`'s usable slices; raises `InputError` where there is none"
         given = isinstance(source, pd.DataFrame)
         table = frame_rows(source if given else read_slices(source))
         table = table[table.status.eq('ok')].sort_values(['series_id', 'slice_index'], ignore_index=True)
@@ -124,7 +126,9 @@ def _as_row(path):
 def _series_box(files, shape):
     "Where the head is, for pictures of one shape"
     same = [hu for hu in map(_hu, files) if hu.shape == shape]
-    return head_box(np.stack(same), pixel_mm=pixel_mm(pd.DataFrame(map(slice_file, files)))) if same else whole_box(shape)
+    if not same: return whole_box(shape)
+    mm = pixel_mm(pd.DataFrame(map(slice_file, files)))
+    return head_box(np.stack(same), pixel_mm=mm)
 
 # %% ../../nbs/learn/05_datablock.ipynb #8ee70ed3
 class HUReader(Transform):
@@ -139,6 +143,7 @@ class HUReader(Transform):
         self.channels = channels
 
     def setups(self, items):
+        "Learn from a DataBlock's rows how many slices a sample has"
         if isinstance(getattr(items, 'items', None), SliceTable): self.channels = len(items.items.files.iloc[0])
 
     def read(self,
@@ -151,6 +156,7 @@ class HUReader(Transform):
         return crop_resize(hu, box, self.size)
 
     def encodes(self, item:(pd.Series, Path, str)):
+        "A row's slices, or the slice of a path as often as a sample has slices"
         known = isinstance(item, pd.Series)
         row = item if known else _as_row(str(item))
         files = row.files if known else row.files*self.channels
@@ -169,6 +175,7 @@ class SubtypesReader(Transform):
         self.loss_func = WeightedBCE()
 
     def encodes(self, item:(pd.Series, Path, str)):
+        "The labels of a row or of a path"
         row = item if isinstance(item, pd.Series) else self._of_path(item)
         return TensorSubtypes(torch.from_numpy(row[SUBTYPES].to_numpy(dtype='float32')))
 
@@ -201,6 +208,7 @@ def PatientSplitter(
 ): # From items to (training, validation) numbers
     "A DataBlock's splitter that cuts through no patient and spreads subtypes evenly"
     def _split(items):
+        "The numbers of the items on either side"
         known = [s for s in SUBTYPES if s in items]
         held = holdout(items, fraction, seed, labels=known).to_numpy()
         return np.flatnonzero(~held).tolist(),np.flatnonzero(held).tolist()

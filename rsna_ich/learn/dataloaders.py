@@ -64,9 +64,11 @@ class SliceDataset:
 
     def __getitem__(self, i):
         row = self.rows[i]
-        sample = [TensorHU(torch.from_numpy(np.ascontiguousarray(self.store[self.around[row]])))]
-        if self.targets is not None: sample.append(TensorSubtypes(torch.from_numpy(self.targets[i])))
-        if self.targets is not None and self.maps is not None: sample.append(TensorWhere(torch.from_numpy(self.maps[row])))
+        hu = np.ascontiguousarray(self.store[self.around[row]])
+        sample = [TensorHU(torch.from_numpy(hu))]
+        if self.targets is None: return tuple(sample)
+        sample.append(TensorSubtypes(torch.from_numpy(self.targets[i])))
+        if self.maps is not None: sample.append(TensorWhere(torch.from_numpy(self.maps[row])))
         return tuple(sample)
 
 # %% ../../nbs/learn/07_dataloaders.ipynb #2f57737c
@@ -88,14 +90,14 @@ class FileDataset:
     def __getitem__(self, i): return (self.reader(getattr(self.items, 'iloc', self.items)[i]),)
 
     def new_empty(self):
-        "None of them, for an exported learner"
+        "The same reader without files, for an exported learner"
         return FileDataset([], self.reader)
 
     def asked(self,
         items, # Paths of files in a list, or a folder, a zip or a table of slices
         with_labels:bool=False # Files have none: an `InputError`
     ): # `FileDataset`
-        "Other slices, read the same way"
+        "A dataset of other slices, read the same way"
         if with_labels: raise InputError('test_dl', 'files bring no labels: ask about rows of the store')
         if isinstance(items, (str, Path, pd.DataFrame)): items = SliceGetter(neighbours=self.reader.channels//2)(items)
         return FileDataset(items, self.reader)
@@ -202,12 +204,13 @@ class _Arrived(Transform):
     def __init__(self, waiting): self.waiting = waiting
     def __getstate__(self): return {} # a spawned worker has no use for the learner
     def encodes(self, x:TensorHU):
+        "The batch as it is; the clock has been told"
         self.waiting.arrived()
         return x
 
 # %% ../../nbs/learn/07_dataloaders.ipynb #58617f16
 class WaitingTime(Callback):
-    "Which share of training is waiting for data, preparing batches on the device, and training"
+    "Measures the seconds of a fit spent waiting for data, preparing batches on the device, and training"
     def before_fit(self):
         "Listen to the training batches"
         self.seconds = dict(starting=0., waiting=0., preparing=0., training=0.)

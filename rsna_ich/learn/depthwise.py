@@ -56,11 +56,13 @@ class _SmallDepthwise(torch.autograd.Function):
     "A depthwise convolution of stride 1 whose kernel learns from all pairs of pixels"
     @staticmethod
     def forward(ctx, x, weight):
+        "The library's answer"
         ctx.save_for_backward(x, weight)
         return F.conv2d(x, weight, padding=weight.shape[-1]//2, groups=len(weight))
 
     @staticmethod
     def backward(ctx, grad):
+        "The gradients of input and kernel, the second where it is wanted"
         x,weight = ctx.saved_tensors
         for_weight = _kernel_gradient(x, grad, weight.shape[-1]) if ctx.needs_input_grad[1] else None
         return _input_gradient(grad, x, weight),for_weight
@@ -69,6 +71,7 @@ class _SmallDepthwise(torch.autograd.Function):
 class DepthwiseConv(nn.Conv2d):
     "A depthwise convolution that learns fast where the picture is smaller than its kernel"
     def _conv_forward(self, input, weight, bias):
+        "The usual answer; small pictures on a processor take the short way back"
         small = max(input.shape[2:]) < self.kernel_size[0]
         if small and input.device.type == 'cpu' and torch.is_grad_enabled(): return _SmallDepthwise.apply(input, weight)
         return super()._conv_forward(input, weight, bias)

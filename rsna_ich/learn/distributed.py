@@ -20,7 +20,8 @@ from fastai.torch_core import num_distrib
 # %% ../../nbs/learn/14_distributed.ipynb #ea3490c6
 def _broadcast(self, order, rank):
     "The order of the slices, from one process to all, on the device that the processes talk through"
-    order = torch.tensor(order, device='cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu')
+    device = 'cuda' if torch.distributed.get_backend() == 'nccl' else 'cpu'
+    order = torch.tensor(order, device=device)
     torch.distributed.broadcast(order, rank)
     return order.cpu().tolist()
 

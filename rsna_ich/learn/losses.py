@@ -41,7 +41,7 @@ def forward(self:WeightedBCE,
     logits, # (..., 6)
     targets # Truth, 0 to 1 (mixed-up truth lies between), (..., 6)
 ): # A scalar, or (...) with `reduction='none'`; ValueError where the shapes differ
-    "The loss"
+    "The weighted log loss of `logits`, over slices as `reduction` says"
     if logits.shape != targets.shape: raise ValueError(f'logits are {tuple(logits.shape)}, truth is {tuple(targets.shape)}')
     logits = logits.float()
     truth = targets.float()*(1-self.smoothing) + self.smoothing/2

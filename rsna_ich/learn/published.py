@@ -150,7 +150,8 @@ _pengbo = dict(
     effects=False, sample='weighted', class_weights=(2, 1, 1, 1, 1, 1), flip_weight=.35)
 _backbones = {'ensemble-b0': 'tf_efficientnet_b0', 'ensemble-b1': 'tf_efficientnet_b1', 'ensemble-b3': 'tf_efficientnet_b3', 'ensemble-inception': 'inception_v3'}
 
-MEMBERS += [Recipe(name, (Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),), backbone=backbone, **_pengbo) for name,backbone in _backbones.items()]
+_stages = Stage(512, 5, bs=20, lr=1e-3, body_lr=1.),
+MEMBERS += [Recipe(name, _stages, backbone=backbone, **_pengbo) for name,backbone in _backbones.items()]
 WINNERS += [
     Recipe('ensemble-b0-b1-b3-inception', (), source=_PENGBO, reported=.06041, flip_weight=.35,
            members=(('ensemble-b0', 1), ('ensemble-b1', 1), ('ensemble-b3', 1.5), ('ensemble-inception', .5)),
@@ -199,7 +200,8 @@ def get_recipe(
 ) -> Recipe:
     "A recipe by name, with `changes`"
     if not isinstance(recipe, Recipe):
-        if recipe not in RECIPES: raise InputError(recipe, 'no such recipe' + (did_you_mean(recipe, RECIPES) or f'; there are {", ".join(RECIPES)}'))
+        hint = did_you_mean(recipe, RECIPES) or f'; there are {", ".join(RECIPES)}'
+        if recipe not in RECIPES: raise InputError(recipe, f'no such recipe{hint}')
         recipe = RECIPES[recipe]
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown: raise InputError(recipe.name, f'a recipe has no field {", ".join(sorted(unknown))}')

@@ -49,7 +49,7 @@ class Series:
 def part(self:Series,
     keep # Which slices, in which order, (k,)
 ): # Another `Series`
-    "Some of its slices"
+    "A series of some of the slices"
     arrays = {k: v for k,v in vars(self).items() if k != 'patient'}
     return replace(self, **{k: None if v is None else v[keep] for k,v in arrays.items()})
 
@@ -57,14 +57,14 @@ def part(self:Series,
 def features(self:Series,
     network # As in `model_features`
 ) -> np.ndarray: # float32, (n, F)
-    "What one network reads of it"
+    "What one network reads of the series"
     return model_features(network, self.logits, self.embeddings, self.z_mm, self.thickness_mm)
 
 @patch
 def corrected(self:Series,
     model # A `SequenceModel` or `SequenceMean`
 ) -> np.ndarray: # Logits, (n, 6)
-    "What the second stage makes of it"
+    "The logits of the series after the second stage"
     return apply_sequence(model, self.logits, self.embeddings, self.z_mm, self.thickness_mm)
 
 # %% ../../nbs/learn/16_second_stage.ipynb #20c1724b

@@ -131,7 +131,7 @@ def held_out(self:Run):
 def left_out(self:Run,
     branch:int=0 # Of the recipe
 ) -> np.ndarray: # bool, one a row of the store
-    "What one branch neither trains on nor validates with: the slices to skip, and the patients of other branches"
+    "Slices that a branch neither trains on nor validates with: those to skip, and those of other branches' patients"
     others = branch_of_rows(self.store, self.recipe) != branch
     return others if self.skip is None else others | np.asarray(self.skip, bool)
 
@@ -162,7 +162,8 @@ def n_training(self:Run,
 ) -> int:
     "Slices that an epoch of a branch shows"
     shown = ~(self.held_out | self.left_out(branch))
-    sick = int((self.labels.loc[self.store.slices.image_id[shown], 'any'] > 0).sum())
+    any_blood = self.labels.loc[self.store.slices.image_id[shown], 'any'] > 0
+    sick = int(any_blood.sum())
     healthy = int(shown.sum()) - sick
     if self.recipe.sample == 'balanced': return sick + min(healthy, max(sick, 1))
     if self.recipe.sample == 'study': return self.store.slices.study_id[shown].nunique()
@@ -179,7 +180,8 @@ def check_batches(self:Run,
     largest = max(s.bs for s in stages or self.recipe.stages)
     if n >= largest: return
     fits = 2**max(0, int(np.log2(max(n, 1))) - 1)
-    raise InputError(self.store.path, f'{n} training slices do not fill one batch of {largest}: take smaller batches (--batch {fits}) or more patients')
+    raise InputError(self.store.path, f'{n} training slices do not fill one batch of {largest}: '
+                     f'take smaller batches (--batch {fits}) or more patients')
 
 # %% ../../nbs/learn/15_training.ipynb #6073a4a3
 def recipe_model(
@@ -501,7 +503,9 @@ def fold_runs(
     if recipe.folds < 2: raise InputError(recipe.name, f'folds={recipe.folds}: two at least')
     folds = make_folds(table, recipe.folds, recipe.seed).loc[table.image_id].to_numpy()
     check_folds(table, folds)
-    def one(i): return replace(self, folder=self.folder/f'fold_{i}', held=folds == i, name=f'{self.name or recipe.name}, fold {i+1} of {recipe.folds}')
+    def one(i):
+        name = f'{self.name or recipe.name}, fold {i+1} of {recipe.folds}'
+        return replace(self, folder=self.folder/f'fold_{i}', held=folds == i, name=name)
     return [one(i) for i in range(recipe.trained_folds or recipe.folds)]
 
 # %% ../../nbs/learn/15_training.ipynb #1dd0958a
@@ -560,7 +564,7 @@ def claim_run(
 
 # %% ../../nbs/learn/15_training.ipynb #233baf53
 def _adapted(recipe, epochs=None, size=None, bs=None, folds=None, pretrained=None):
-    "A recipe with what the caller wants otherwise"
+    "A recipe with the caller's changes; what is None stays"
     recipe = scale_recipe(recipe, epochs, size, bs)
     if folds: recipe = replace(recipe, folds=folds, trained_folds=None)
     if pretrained is None: return recipe

@@ -22,7 +22,8 @@ from ..labels import SUBTYPES
 from .batch import TensorHU, plain_tensor
 
 # %% ../../nbs/learn/06_where.ipynb #1bd09231
-class TensorWhere(TensorBase): "Area of blood in mm2 in each cell of a grid, (6, cells, cells): SUBTYPES[1:] that stand out, and any that can be seen"
+class TensorWhere(TensorBase):
+    "Area of blood in mm2 in each cell of a grid, (6, cells, cells): SUBTYPES[1:] that stand out, and any that can be seen"
 
 def where_maps(
     maps # Of `simulated_blood`, (n, 2, 5, cells, cells)
@@ -38,6 +39,7 @@ class JoinWhere(ItemTransform):
     order = 1.5
     split_idx = 0
     def encodes(self, b):
+        "Slices with six more channels"
         x,y,where = b
         maps = F.interpolate(plain_tensor(where).float(), size=x.shape[-2:])
         return TensorHU(torch.cat([plain_tensor(x), maps], 1)),y,where
@@ -47,9 +49,11 @@ class SplitWhere(ItemTransform):
     order = 2.5
     split_idx = 0
     def encodes(self, b):
+        "Slices, labels and moved maps"
         x,y,where = b
         hu,maps = plain_tensor(x).tensor_split([-where.shape[1]], 1)
-        return TensorHU(hu.contiguous()),y,TensorWhere(F.adaptive_avg_pool2d(maps.clamp(min=0), where.shape[-2:]))
+        maps = F.adaptive_avg_pool2d(maps.clamp(min=0), where.shape[-2:])
+        return TensorHU(hu.contiguous()),y,TensorWhere(maps)
 
 # %% ../../nbs/learn/06_where.ipynb #6d69a759
 SURE = 12. # mm2 in a cell from which there is blood

@@ -87,6 +87,7 @@ def default_bundle() -> Path:
     return Path(rsna_ich.__file__).parent/'bundles'/'default'
 
 def _is_bundle(path):
+    "Does a folder hold the files of a bundle or of an ensemble?"
     def has(*names): return all((path/name).is_file() for name in names)
     return has('ensemble.json') or has('config.json', 'model.safetensors')
 
@@ -142,10 +143,24 @@ def _ensemble_card(about, configs):
     lines = [f'# {about["name"]}\n', f'**{DISCLAIMER}**\n',
              "The weighted mean of these models' probabilities; the card of each is in its folder.\n"]
     columns = 'name backbone windowing size weight trained_on'.split()
-    rows = [c | dict(weight=f'{m["weight"]:.3f}') for m,c in zip(about['members'], configs)]
-    head = ['member', *(c.replace('_', ' ') for c in columns)]
-    table = [head, ['---']*len(head), *([i, *(row[c] for c in columns)] for i,row in enumerate(rows))]
-    return '\n'.join([*lines, *(f'| {" | ".join(map(str, row))} |' for row in table)]) + '\n'
+    head = ['member', *(column.replace('_', ' ') for column in columns)]
+    table = [head, ['---']*len(head)]
+    for i,(member,config) in enumerate(zip(about['members'], configs)):
+        known = config | dict(weight=f'{member["weight"]:.3f}')
+        table.append([str(i), *(str(known[column]) for column in columns)])
+    lines += [f'| {" | ".join(row)} |' for row in table]
+    return '\n'.join(lines) + '\n'
+
+# %% ../../nbs/model/01_bundle.ipynb #a6b4a935
+def _member_entries(parts, configs):
+    "Folder, weight and name of each member, for `ensemble.json`"
+    weights = [weight for _,weight in parts]
+    described = enumerate(zip(weights, configs))
+    return [dict(folder=f'members/{i}', weight=weight, name=config['name']) for i,(weight,config) in described]
+
+def _each_once(configs, key, between):
+    "What the members say under `key`, in one line, the same words once"
+    return between.join(dict.fromkeys(config[key] for config in configs))
 
 # %% ../../nbs/model/01_bundle.ipynb #77716daf
 def pack_bundles(
@@ -161,11 +176,13 @@ def pack_bundles(
     weights = [1.]*len(bundles) if weights is None else list(weights)
     if len(weights) != len(bundles): raise InputError(dest, f'{len(weights)} weights for {len(bundles)} bundles')
     if threshold is not None: _check_threshold(threshold, dest, 'threshold')
-    parts = [(member, w*share) for b,w in zip(bundles, _shares(weights, dest)) for member,share in read_members(b)]
+    parts = []
+    for bundle,weight in zip(bundles, _shares(weights, dest)):
+        parts += [(member, weight*share) for member,share in read_members(bundle)]
     configs = [read_config(member) for member,_ in parts]
-    name = name or ' + '.join(dict.fromkeys(c['name'] for c in configs))
-    members = [dict(folder=f'members/{i}', weight=w, name=c['name']) for i,((_,w),c) in enumerate(zip(parts, configs))]
-    trained_on = '; '.join(dict.fromkeys(c['trained_on'] for c in configs))
+    name = name or _each_once(configs, 'name', ' + ')
+    trained_on = _each_once(configs, 'trained_on', '; ')
+    members = _member_entries(parts, configs)
     about = dict(name=name, version=__version__, subtypes=SUBTYPES, trained_on=trained_on, members=members)
     if threshold is not None: about['threshold'] = float(threshold)
     with atomic_path(dest, folder=True) as d:
@@ -192,12 +209,13 @@ def read_ensemble(
 BUNDLE_FILES = ['*.json', '*.safetensors', '*.onnx', '*.md'] # all that a bundle consists of, members included
 
 def _hub():
+    "The hub's client, or an `InputError` that says how to install it"
     try: import huggingface_hub
     except ImportError: raise InputError('huggingface_hub', 'not installed: pip install huggingface_hub') from None
     return huggingface_hub
 
 def _hub_error(repo_id, what, e):
-    "The client's errors have no class of their own in common: some come from the library that talks to the network"
+    "An `InputError` for any error of the client: they share no class, and some come from the library below it"
     return InputError(repo_id, f'cannot be {what} ({type(e).__name__}): {str(e)[:200]}')
 
 # %% ../../nbs/model/01_bundle.ipynb #49be3ebd

@@ -49,7 +49,7 @@ def windows(self:LearnableWindow):
 def forward(self:LearnableWindow,
     hu # HU, tensor (..., H, W)
 ): # float32 (..., C, H, W) in [0,1]
-    "The channels of `hu`"
+    "`hu` through each window"
     if hu.ndim < 2: raise ValueError(f'HU need rows and columns, (..., H, W), not the shape {tuple(hu.shape)}')
     distance = hu.float()[..., None, :, :] - self.center[:, None, None]
     return torch.sigmoid(self.steepness*distance/self.width[:, None, None])

@@ -1,4 +1,4 @@
-"""Any timm backbone as a slice classifier, pretrained weights without a network, and the bundle in which a trained model travels
+"""Any timm backbone as a slice classifier, pretrained weights without a network, and bundles written and loaded
 
 Docs: https://rsna-ich.github.io/rsna_ich/model/net.html.md"""
 
@@ -56,7 +56,8 @@ class WhereHead(nn.Module):
         pyramid = before and hasattr(body, 'forward_intermediates') and before['reduction'] < last['reduction']
         if not pyramid or getattr(body, 'output_fmt', 'NCHW') != 'NCHW':
             raise InputError(type(body).__name__, 'no map can be drawn: its features are not pictures of two sizes')
-        self.fine,self.coarse = (nn.Conv2d(n, n_out, 1) for n in (before['num_chs'], body.num_features))
+        self.fine = nn.Conv2d(before['num_chs'], n_out, 1)
+        self.coarse = nn.Conv2d(body.num_features, n_out, 1)
         for conv in (self.fine, self.coarse):
             nn.init.zeros_(conv.weight)
             nn.init.constant_(conv.bias, -1.5) # blood is rare
@@ -65,7 +66,9 @@ class WhereHead(nn.Module):
         fine, # Features of the last level but one, (n, channels, h, w)
         coarse # The last ones, on a coarser grid
     ): # Logits, (n, n_out, h, w)
-        return self.fine(fine) + F.interpolate(self.coarse(coarse), size=fine.shape[-2:], mode='bilinear', align_corners=False)
+        "The map, on the grid of the finer features"
+        coarse = F.interpolate(self.coarse(coarse), size=fine.shape[-2:], mode='bilinear', align_corners=False)
+        return self.fine(fine) + coarse
 
 # %% ../../nbs/model/02_net.ipynb #c4b290b7
 def _width(body, pool):
@@ -151,7 +154,7 @@ def find_weights(
     backbone:str, # timm name
     pretrained # As in `create_model`
 ) -> Path|None: # The bundle to go on from, where one is meant
-    "Raise an `InputError` where there is nothing to begin with, before anything long is done"
+    "The bundle that `pretrained` names; raises `InputError` where there is nothing to begin with"
     if pretrained in (False, None, 'auto', 'pip', 'timm'): return None
     if pretrained == 'shipped': pretrained = default_bundle()
     if Path(pretrained).is_file(): return _check_weights(pretrained)
@@ -206,9 +209,12 @@ def _go_on(model, bundle):
     "Take over what a bundle has learnt: features, and the answer where the model pools as the bundle does"
     theirs,_ = load_bundle(bundle)
     _load_features(model, theirs.body.state_dict())
-    if theirs.pool == model.pool: model.load_state_dict({k: v for k,v in theirs.state_dict().items() if not k.startswith('body.')}, strict=False)
+    if theirs.pool != model.pool: return model
+    answer = {name: value for name,value in theirs.state_dict().items() if not name.startswith('body.')}
+    model.load_state_dict(answer, strict=False)
     return model
 
+# %% ../../nbs/model/02_net.ipynb #8a86db3b
 def _load_features(model, state):
     "Copy a timm state dict into the body, its first convolution adapted to the model's channels"
     from timm.models import adapt_input_conv
@@ -228,7 +234,8 @@ def body_and_head(
     model # A `SliceModel`
 ) -> list: # Two lists of parameters
     "Parameter groups for discriminative learning rates"
-    return [list(model.body.parameters()), [p for name,p in model.named_parameters() if not name.startswith('body.')]]
+    head = [p for name,p in model.named_parameters() if not name.startswith('body.')]
+    return [list(model.body.parameters()), head]
 
 # %% ../../nbs/model/02_net.ipynb #e52605b0
 def _known(model):
@@ -276,7 +283,9 @@ def _described(path, config):
 
 def _differing(ours, theirs):
     "Names of tensors that one state dict has and the other has not, or in another shape"
-    return sorted(set(ours) ^ set(theirs)) + [k for k in ours if k in theirs and ours[k].shape != theirs[k].shape]
+    both = [name for name in ours if name in theirs]
+    of_one = sorted(set(ours) ^ set(theirs))
+    return of_one + [name for name in both if ours[name].shape != theirs[name].shape]
 
 # %% ../../nbs/model/02_net.ipynb #8620cd8a
 def load_bundle(
@@ -301,15 +310,17 @@ def widen_bundle(
     windowing:str, # A name of WINDOWINGS whose first channel is the bundle's own
     dest # The new bundle's folder
 ) -> Path: # `dest`
-    "A bundle's network with more channels, of which it minds only its own until it learns otherwise; raises `InputError`"
+    "A bundle's network with more channels; until it is trained, it uses only its own; raises `InputError`"
     model,config = load_bundle(bundle)
     ours = CHANNELS[windowing]
     theirs = CHANNELS[config['windowing']]
-    if model.channels != 1 or theirs[0] != ours[0]: raise InputError(bundle, f'its channels are {", ".join(theirs)}, not {ours[0]} alone')
+    if model.channels != 1 or theirs[0] != ours[0]:
+        raise InputError(bundle, f'its channels are {", ".join(theirs)}, not {ours[0]} alone')
     wide = SliceModel(model.backbone, len(ours), pool=model.pool)
     state = model.state_dict()
     name,weight = next((k, v) for k,v in state.items() if v.ndim == 4)
-    state[name] = torch.cat([weight, weight.new_zeros(len(weight), len(ours) - 1, *weight.shape[2:])], 1)
+    unheard = weight.new_zeros(len(weight), len(ours) - 1, *weight.shape[2:])
+    state[name] = torch.cat([weight, unheard], 1)
     wide.load_state_dict(state)
     known = {k: v for k,v in config.items() if k not in ('second_stage', 'judged')}
     return save_bundle(dest, wide, known | dict(windowing=windowing, channels=len(ours)), half=False)

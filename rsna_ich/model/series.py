@@ -19,7 +19,7 @@ from ..labels import SUBTYPES
 from ..metrics import logit, sigmoid
 
 # %% ../../nbs/model/04_series.ipynb #cef7daf7
-LIMIT = 8.     # logits beyond this are as certain as makes no difference
+LIMIT = 8.     # beyond this, more certainty makes no difference
 MIN_SLICES = 4 # shorter series are left to the first stage
 N_LOGITS = 3*len(SUBTYPES) + 1 # features that come from the logits
 N_GEOMETRY = 4                 # and from position and thickness
@@ -47,7 +47,10 @@ def _geometry(n, z_mm, thickness_mm):
     out = np.zeros((n, N_GEOMETRY), 'float32')
     z = np.full(n, np.nan) if z_mm is None else np.asarray(z_mm, 'float64')
     if z.shape != (n,): raise ValueError(f'{n} slices, but z_mm has the shape {z.shape}')
-    if np.isfinite(z).all(): out[:, :3] = np.stack([(z - z.min())/100, (z.max() - z)/100, _spacing(z)/10], 1)
+    if np.isfinite(z).all():
+        out[:, 0] = (z - z.min())/100
+        out[:, 1] = (z.max() - z)/100
+        out[:, 2] = _spacing(z)/10
     if thickness_mm is not None: out[:, 3] = np.nan_to_num(np.asarray(thickness_mm, 'float64'))/10
     return np.clip(out, 0, 5)
 
@@ -159,7 +162,9 @@ def study_probability(
     "Slices to study; `any` is at least as probable as each kind"
     series = [np.asarray(p, dtype='float64') for p in series if len(p)]
     if not series: raise ValueError('a study without slices')
-    if study is None: p = np.max([p.max(0) for p in series], axis=0)
-    else: p = sigmoid(np.max([pool_series(p) for p in series], axis=0)*study['slope'] + np.array(study['bias']))
+    if study is None: p = np.max([slices.max(0) for slices in series], axis=0)
+    else:
+        pooled = np.max([pool_series(p) for p in series], axis=0)
+        p = sigmoid(pooled*study['slope'] + np.array(study['bias']))
     p[0] = p.max()
     return p

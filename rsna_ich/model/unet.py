@@ -34,7 +34,8 @@ class UNet(nn.Module):
         self.backbone = backbone
         self.channels = channels
         self.decoder = tuple(decoder)
-        self.net = smp.Unet(f'tu-{backbone}', encoder_weights=None, in_channels=channels, classes=len(SUBTYPES) - 1, decoder_channels=self.decoder)
+        self.net = smp.Unet(f'tu-{backbone}', encoder_weights=None, in_channels=channels, classes=len(SUBTYPES) - 1,
+                            decoder_channels=self.decoder)
         nn.init.constant_(self.net.segmentation_head[0].bias, -4.) # blood is rare
 
     def forward(self, x): return self.net((x - .5)/.5)
@@ -47,14 +48,22 @@ def encode_as(
     "Let a U-Net's encoder begin with a slice network's weights; raises `InputError`"
     from rsna_ich.model.net import load_bundle
     model,config = load_bundle(bundle)
-    if (config['backbone'], config['channels']) != (unet.backbone, unet.channels): raise InputError(bundle, f'its backbone is another one than {unet.backbone} with {unet.channels} channels')
-    theirs = {f'model.{name}': value for name,value in model.body.state_dict().items()}
-    own = unet.net.encoder.state_dict()
-    if missing := sorted(set(own) - set(theirs)): raise InputError(bundle, f'{len(missing)} weights of the encoder are missing, the first is {missing[0]}')
-    unet.net.encoder.load_state_dict({name: theirs[name] for name in own})
+    theirs = config['backbone'],config['channels']
+    if theirs != (unet.backbone, unet.channels):
+        raise InputError(bundle, f'its backbone is another one than {unet.backbone} with {unet.channels} channels')
+    weights = {f'model.{name}': value for name,value in model.body.state_dict().items()}
+    needed = unet.net.encoder.state_dict()
+    missing = sorted(set(needed) - set(weights))
+    if missing: raise InputError(bundle, f'{len(missing)} weights of the encoder are missing, the first is {missing[0]}')
+    unet.net.encoder.load_state_dict({name: weights[name] for name in needed})
     return unet
 
 # %% ../../nbs/model/06_unet.ipynb #34f30aa5
+def _stored(state):
+    "A state dict as it is written, floats in half precision"
+    def shrink(value): return value.half() if value.is_floating_point() else value
+    return {name: shrink(value).contiguous() for name,value in state.items()}
+
 def save_unet(
     dest, # The folder
     unet:UNet, # In any state
@@ -65,12 +74,12 @@ def save_unet(
     from safetensors.torch import save_file
     about = dict(backbone=unet.backbone, channels=unet.channels, decoder=list(unet.decoder), version=__version__) | config
     with atomic_path(dest, folder=True) as folder:
-        weights = {name: (value.half() if value.is_floating_point() else value).contiguous() for name,value in unet.state_dict().items()}
-        save_file(weights, folder/'model.safetensors')
+        save_file(_stored(unet.state_dict()), folder/'model.safetensors')
         (folder/'config.json').write_text(json.dumps(about, indent=1) + '\n')
         (folder/'README.md').write_text(card)
     return Path(dest)
 
+# %% ../../nbs/model/06_unet.ipynb #7b4b96a0
 def load_unet(
     folder # Of `save_unet`
 ) -> tuple: # `UNet` in evaluation mode, and its description
@@ -81,6 +90,8 @@ def load_unet(
     try:
         about = json.loads((folder/'config.json').read_text())
         unet = UNet(about['backbone'], about['channels'], about['decoder'])
-        unet.load_state_dict({name: value.float() if value.is_floating_point() else value for name,value in load_file(folder/'model.safetensors').items()})
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e: raise InputError(folder, f'no U-Net can be read from it: {str(e).splitlines()[0][:160]}') from None
+        unet.load_state_dict(load_file(folder/'model.safetensors')) # into full precision
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+        why = str(e).splitlines()[0][:160]
+        raise InputError(folder, f'no U-Net can be read from it: {why}') from None
     return unet.eval(),about

@@ -31,7 +31,8 @@ def choosing_half(
     "Deal patients alternately to two halves, those with blood and those without by themselves"
     table = pd.DataFrame(dict(patient=np.asarray(patients), positive=np.asarray(positive, 'float64')))
     with_blood = table.groupby('patient').positive.max().fillna(0)
-    rng,chosen = np.random.default_rng(seed),set()
+    rng = np.random.default_rng(seed)
+    chosen = set()
     for kind in 0,1: chosen |= set(rng.permutation(np.sort(with_blood.index[with_blood == kind]))[::2])
     return table.patient.isin(chosen).to_numpy()
 
@@ -78,8 +79,9 @@ def _share(of, weights): return np.average(of, weights=weights) if weights.sum()
 
 def _figures(p, y, called, weights):
     "AUC of any, share of the prior's loss, sensitivity and specificity"
-    prior,with_blood = np.average(y, axis=0, weights=weights),y[:, 0] == 1
-    loss,constant = (weighted_log_loss(o, y, weights=weights) for o in (p, np.broadcast_to(prior, y.shape)))
+    prior = np.average(y, axis=0, weights=weights)
+    with_blood = y[:, 0] == 1
+    loss,constant = (weighted_log_loss(answer, y, weights=weights) for answer in (p, np.broadcast_to(prior, y.shape)))
     sensitivity = _share(called[with_blood], weights[with_blood])
     specificity = _share(~called[~with_blood], weights[~with_blood])
     return np.array([auc(y[:, 0], p[:, 0], weights), loss/constant if constant > 0 else np.nan, sensitivity, specificity])
@@ -93,13 +95,15 @@ def score_slices(
     patients # Whose they are, (n,)
 ) -> dict: # n, positive, each of `FIGURES` as (value, low, high), `sensitivity_at_95`, `by_subtype`: AUC and number of each
     "How a set of slices was answered, with intervals over patients"
-    p,y,called = np.asarray(p, 'float64'),np.asarray(y, 'float64'),np.asarray(called).astype(bool)
+    p = np.asarray(p, 'float64')
+    y = np.asarray(y, 'float64')
+    called = np.asarray(called).astype(bool)
     found = _figures(p, y, called, np.ones(len(p)))
     low,high = bootstrap_interval(lambda w: _figures(p, y, called, w), patients)
     threshold = choose_threshold(y[:, 0], p[:, 0], specificity=.95)
     areas = auc(y, p)
     out = dict(n=len(p), positive=int(y[:, 0].sum()), sensitivity_at_95=round(float(sensitivity_specificity(y[:, 0], p[:, 0], threshold)[0]), 3))
-    out |= {k: tuple(round(float(o), 3) for o in values) for k,values in zip(FIGURES, zip(found, low, high))}
+    out |= {k: tuple(round(float(value), 3) for value in values) for k,values in zip(FIGURES, zip(found, low, high))}
     return out | dict(by_subtype={s: (round(float(a), 3), int(n)) for s,a,n in zip(SUBTYPES[1:], areas[1:], y[:, 1:].sum(0)) if n})
 
 # %% ../../nbs/judge/08_real.ipynb #3b33b89f
@@ -124,8 +128,8 @@ def _highest_cell(predictor, hu, box):
     small = torch.from_numpy(crop_resize(hu[None], box, config['store_size']))[:, None]
     x = model_input(small, config['size'], config['windowing'])
     with torch.inference_mode():
-        maps = sum(o.flip(-1) if flipped else o for flipped in (False, True)
-                   for o in [predictor.model.features_and_maps(x.flip(-1) if flipped else x)[1][0, 0]])
+        maps = sum(map_.flip(-1) if flipped else map_ for flipped in (False, True)
+                   for map_ in [predictor.model.features_and_maps(x.flip(-1) if flipped else x)[1][0, 0]])
     return np.unravel_index(int(maps.argmax()), maps.shape),maps.shape[0]
 
 def pointed_at_blood(
@@ -151,7 +155,7 @@ def score_competition(
     use = table.known & (table.chooses if which == 'choose' else ~table.chooses if which == 'confirm' else True)
     table = table[use]
     p = answer_alone(predictor, table)
-    called = [predictor.positive(o[None], read=True)[0] for o in p]
+    called = [predictor.positive(answer[None], read=True)[0] for answer in p]
     return score_slices(p, table[SUBTYPES].to_numpy(), called, table.patient)
 
 # %% ../../nbs/judge/08_real.ipynb #50196f71
@@ -162,8 +166,10 @@ def score_longest_series(
     "The same of the slices of the longest series together"
     table = read_real(folder)
     longest = table[table.series_id.eq(table.series_id.mode()[0])].sort_values('slice_index')
-    p,known = answer_series(predictor, longest),longest.known.to_numpy()
-    y,called = longest[SUBTYPES].to_numpy('float64')[known],predictor.positive(p, read=True)[known]
+    p = answer_series(predictor, longest)
+    known = longest.known.to_numpy()
+    y = longest[SUBTYPES].to_numpy('float64')[known]
+    called = predictor.positive(p, read=True)[known]
     sensitivity,specificity = sensitivity_specificity(y[:, 0], called)
     return dict(n=len(y), positive=int(y[:, 0].sum()), auc=round(float(auc(y[:, 0], p[known, 0])), 3), sensitivity=round(sensitivity, 3), specificity=round(specificity, 3))
 
@@ -176,7 +182,7 @@ def score_study_without_blood(
     found = predictor.predict(folder).slices
     table = read_slices(folder, 1).query('status == "ok"')
     alone = answer_alone(predictor, table)
-    called = sum(int(predictor.positive(o[None], read=True)[0]) for o in alone)
+    called = sum(int(predictor.positive(answer[None], read=True)[0]) for answer in alone)
     return dict(n=len(found), positive=int(found.positive.sum()), highest=round(float(found['any'].max()), 3),
                 one_by_one=dict(positive=called, highest=round(float(alone[:, 0].max()), 3)))
 
@@ -188,7 +194,7 @@ def score_pointing(
     "Slices with an outline of their blood"
     slices = list(read_masked(folder))
     called = [predictor.positive(predictor.predict_hu(hu), read=True)[0] for hu,_ in slices]
-    return dict(n=len(slices), on_blood=sum(pointed_at_blood(predictor, *o) for o in slices), called=int(sum(called)))
+    return dict(n=len(slices), on_blood=sum(pointed_at_blood(predictor, *one) for one in slices), called=int(sum(called)))
 
 # %% ../../nbs/judge/08_real.ipynb #e93d786a
 JUDGED = {'competition': ('rsna_slices', score_competition), 'series': ('rsna_slices', score_longest_series),
@@ -199,7 +205,7 @@ def judge_real(
 ) -> dict: # By the names of `JUDGED`; without the sets that are not beside the checkout
     "What a bundle makes of the real slices at hand; where its model draws no map, nothing is said of the outlined ones"
     draws = predictor.members[0].config.get('pool') == 'map'
-    sets = {name: o for name,o in JUDGED.items() if draws or name != 'outlined'}
+    sets = {name: judge for name,judge in JUDGED.items() if draws or name != 'outlined'}
     return {name: score(predictor, folder) for name,(where,score) in sets.items() if (folder := real_data(where))}
 
 # %% ../../nbs/judge/08_real.ipynb #a586e948
@@ -209,7 +215,7 @@ def error_table(
 ) -> pd.DataFrame: # One row a group: slices, with blood, false alarms and misses
     "Errors of slices that come one by one, by head size and by scanner family"
     table = table[table.known].reset_index(drop=True)
-    called = np.array([predictor.positive(o[None], read=True)[0] for o in answer_alone(predictor, table)])
+    called = np.array([predictor.positive(answer[None], read=True)[0] for answer in answer_alone(predictor, table)])
     sides = [head_box(hu, margin=0).size for hu in read_upright(table)]
     head = np.array(sides)*[pixel_mm(table.iloc[[k]]) for k in range(len(table))]
     groups = {'head': pd.cut(head, [0, 120, 160, 190, 400], labels=['below 120 mm', '120 to 160 mm', '160 to 190 mm', 'above 190 mm']),

@@ -35,7 +35,9 @@ class Study:
         predictor, # The `Predictor` that made them
         study_id:str # Which study
     ):
-        self.found,self.predictor,self.study_id = found, predictor, study_id
+        self.found = found
+        self.predictor = predictor
+        self.study_id = study_id
         read = found.slices[found.slices.study_id.eq(study_id) & found.slices.status.eq('ok')]
         if not len(read): raise InputError(study_id, 'nothing of this study could be read')
         longest = read.series_id.value_counts().index[0]
@@ -76,7 +78,8 @@ def probabilities(self:Study):
 def maps(self:Study):
     "Where the model saw blood, (n, h, w) between 0 and 1; zeros where its network draws no map"
     if self._maps is None:
-        z,drawn = self.rows.z_mm.to_numpy('float64', na_value=np.nan), draws_maps(self.predictor)
+        z = self.rows.z_mm.to_numpy('float64', na_value=np.nan)
+        drawn = draws_maps(self.predictor)
         self._maps = draw_maps(self.predictor, self.hu, None, z, pixel_mm(self.rows))[:, 0] if drawn else np.zeros(self.hu.shape, 'float32')
     return self._maps
 
@@ -87,7 +90,8 @@ def picture(self:Study,
     line:bool=True # With a line round what the model points out, where the slice is called positive?
 ) -> np.ndarray: # (h, w, 3), 0 to 1
     "One slice as a picture"
-    grey,positive = apply_window(self.hu[k], window), self.rows.positive.iloc[k] == 1
+    grey = apply_window(self.hu[k], window)
+    positive = self.rows.positive.iloc[k] == 1
     region = inside(self.maps[k]) if line and positive else np.zeros(grey.shape, bool)
     return outlined(grey, region, max(1, round(len(grey)/300)))
 

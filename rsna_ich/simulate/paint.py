@@ -373,7 +373,8 @@ def paint_bleeds(
 ) -> Painted:
     "A real slice with these haemorrhages"
     drawn = _draw(canvas, bleeds, rng)
-    masks,cover = blood_masks(drawn.head, drawn.head.planes),_cover(drawn.head)
+    masks = blood_masks(drawn.head, drawn.head.planes)
+    cover = _cover(drawn.head)
     areas = np.zeros((2, 1, len(SUBTYPES)-1), 'float32')
     for name,both in masks.items(): areas[..., SUBTYPES.index(name)-1] = both.sum((2, 3))*canvas.pixel**2
     change = drawn.head.hu.mean(0).numpy() + canvas.level - drawn.smooth + cover*canvas.rim

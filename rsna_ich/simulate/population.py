@@ -37,7 +37,7 @@ def simulated_table(
         ids = {f'{kind}_id': make_id(seed, kind, i, digits=8 if kind == 'patient' else 10) for kind in ('patient', 'study', 'series')}
         pixel = protocol.pixel*512/size
         about = dict(path=f'simulated:{patient}:{EDITION}', **ids, n_slices=len(z), thickness_mm=protocol.thickness, row_mm=pixel, col_mm=pixel, status='ok')
-        rows += [dict(image_id=make_id(seed, i, k), slice_index=k, z_mm=float(o), **about) for k,o in enumerate(z)]
+        rows += [dict(image_id=make_id(seed, i, k), slice_index=k, z_mm=float(mm), **about) for k,mm in enumerate(z)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/simulate/11_population.ipynb #c3e2d2a9

@@ -157,16 +157,17 @@ def plot_curves(
     ax, # matplotlib axes
     prior:float|None=None # Score of the constant prior, drawn as a line
 ):
-    "Loss over the epochs of all stages and branches, which lines part"
-    x = np.arange(1, len(curves)+1)
+    "Loss over the epochs of all stages and branches, which lines part; a first row that was not trained is epoch 0"
+    first = 0 if np.isnan(curves.train_loss.iloc[0]) else 1
+    x = np.arange(len(curves)) + first
     ax.plot(x, curves.train_loss, '--', color=_OTHER, label='training')
     ax.plot(x, curves.valid_loss, 'o-', color=_MODEL, markersize=3, label='validation')
     if prior is not None: ax.axhline(prior, color=_TRUTH, lw=1, ls=':', label='constant prior')
     for start in _part_starts(curves):
-        if start: ax.axvline(start + .5, color=_OTHER, lw=.8)
+        if start: ax.axvline(start + first - .5, color=_OTHER, lw=.8)
         size = f"{curves['size'].iloc[start]} px"
-        ax.text(start + .6, 1, size, transform=ax.get_xaxis_transform(), va='top', fontsize=8, color=_OTHER)
+        ax.text(start + first - .4, 1, size, transform=ax.get_xaxis_transform(), va='top', fontsize=8, color=_OTHER)
     ax.margins(y=.12)
-    ax.set(xlabel='Epoch', ylabel='Weighted log loss', title='Training', xlim=(.5, len(curves) + .5))
+    ax.set(xlabel='Epoch', ylabel='Weighted log loss', title='Training', xlim=(x[0] - .5, x[-1] + .5))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(loc='upper right', bbox_to_anchor=(1, .94))

@@ -6,14 +6,16 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'SERIES_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TRAIN_SLICES', 'SERIES_PATIENTS', 'SERIES_SLICES',
-           'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY',
-           'score_simulated', 'slice_features', 'score_baselines', 'picture_hu', 'answer_pictures', 'score_real',
-           'assume_prior', 'equal_error_threshold', 'choosing_slices', 'choose_temperature', 'real_threshold',
-           'set_prior', 'set_lone_threshold', 'doubtful_slices', 'Population', 'make_population', 'second_stage_of',
-           'make_shipped', 'finish_shipped', 'model_card']
+           'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'APART', 'NORM_SLICES', 'LONE_EVERY', 'COMPETITION_PRIOR',
+           'TEMPERATURES', 'REAL_SPECIFICITY', 'score_simulated', 'slice_features', 'score_baselines', 'picture_hu',
+           'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold', 'choosing_slices',
+           'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold', 'doubtful_slices', 'Population',
+           'make_population', 'refresh_norms', 'average_networks', 'write_average', 'second_stage_of', 'make_shipped',
+           'finish_shipped', 'model_card']
 
 # %% ../../nbs/apps/03_shipped.ipynb #92d58bbd
 import json, shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ import pandas as pd
 from ..core import DISCLAIMER, atomic_path, real_data
 from ..data.crop import HEAD_MM
 from ..data.store import stored_pixels
+from ..data.windowing import WINDOWINGS
 from ..labels import SUBTYPES
 from ..metrics import auc, choose_threshold, constant_prior, logit, sensitivity_specificity, shift_prior, sigmoid, weighted_log_loss
 from ..model.bundle import default_bundle, read_config
@@ -39,6 +42,9 @@ TEST_PATIENTS = 60
 NAME = 'rsna-ich-small'
 CHOOSING = slice(0, None, 2) # real pictures that choose the operating point of pictures
 COUNTED = slice(1, None, 2) # those that judge it
+APART = {'further': (42, 43, 44)} # recipes whose networks are trained several times and averaged: a seed for each
+NORM_SLICES = 1600 # training slices that a mean of networks takes its batch statistics from
+LONE_EVERY = 4 # every fourth slice of whole series finds the operating point of slices that come alone: neighbours say much the same
 
 # %% ../../nbs/apps/03_shipped.ipynb #dc522e90
 def _answers(predictor, store, labels, rows):
@@ -296,15 +302,73 @@ def _origin(recipe, patients):
     before = read_config(default_bundle())['trained_on'].removesuffix(', no real ones')
     return f'{before}, then {these}'
 
-def _train_slices(work, population, recipe, trained_on):
+
+# %% ../../nbs/apps/03_shipped.ipynb #f7db9cc4
+def _train_slices(folder, population, recipe, trained_on):
     "The `Run`, trained"
     from rsna_ich.learn.training import Run
     from rsna_ich.learn.where import where_maps
     maps = where_maps(population.maps) if recipe.where else None
-    run = Run(population.store, population.labels, recipe, work/'run', skip=population.doubtful, maps=maps, name=NAME, trained_on=trained_on)
+    run = Run(population.store, population.labels, recipe, folder, skip=population.doubtful, maps=maps, name=NAME, trained_on=trained_on)
     run.train()
     return run
 
+# %% ../../nbs/apps/03_shipped.ipynb #341beda9
+def _norms(model):
+    from torch import nn
+    return [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
+
+def refresh_norms(
+    model, # Changed in place; in evaluation mode afterwards
+    batches # What goes into it, float (n, channels, h, w) each
+):
+    "Count the batch statistics of a network again, as the plain mean over `batches`; nothing else is in training mode"
+    import torch
+    model.eval()
+    for norm in _norms(model):
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    with torch.no_grad():
+        for batch in batches: model(batch)
+    return model.eval()
+
+# %% ../../nbs/apps/03_shipped.ipynb #be319c79
+def _windowed(store, rows, recipe, bs=64):
+    "Batches of stored slices as the network sees them, without augmentation"
+    import torch
+    for first in range(0, len(rows), bs): yield WINDOWINGS[recipe.windowing](torch.from_numpy(store[rows[first:first+bs]]))
+
+def average_networks(
+    bundles, # Folders of networks that were trained apart from the same beginning
+    population:Population, # Whom they were trained on
+    recipe # Their `Recipe`
+): # `SliceModel` in evaluation mode
+    "The mean of several networks' weights, with batch statistics of its own"
+    from torch.optim.swa_utils import AveragedModel
+    from rsna_ich.model.net import load_bundle
+    models = [load_bundle(bundle)[0] for bundle in bundles]
+    mean = AveragedModel(models[0], use_buffers=True)
+    for model in models: mean.update_parameters(model)
+    rows = np.random.default_rng(recipe.seed).choice(len(population.store), min(NORM_SLICES, len(population.store)), replace=False)
+    return refresh_norms(mean.module, _windowed(population.store, np.sort(rows), recipe))
+
+# %% ../../nbs/apps/03_shipped.ipynb #8d7c7ee4
+def write_average(
+    dest, # The bundle
+    model, # As from `average_networks`
+    config:dict, # Of one of the networks
+    series:Population, # Patients whom none of the networks has seen
+    recipe # Their `Recipe`
+) -> Path: # `dest`
+    "Write the mean of networks as a bundle, calibrated on other patients"
+    from rsna_ich.learn.training import calibrate, predict_store
+    from rsna_ich.model.net import save_bundle
+    truth = series.labels.loc[series.store.slices.image_id, SUBTYPES].to_numpy('float64')
+    found = calibrate(predict_store(model, series.store, recipe, desc='calibrate'), truth, recipe.specificity)
+    return save_bundle(dest, model, config | found | dict(prior=constant_prior(truth).tolist()))
+
+# %% ../../nbs/apps/03_shipped.ipynb #a3de01ee
 def second_stage_of(
     bundle, # Of a training run
     population:Population, # Whole series of patients whom its network has not seen
@@ -325,12 +389,29 @@ def second_stage_of(
     return measured
 
 # %% ../../nbs/apps/03_shipped.ipynb #a23352f0
-def _lone_points(run, population, recipe):
-    "Operating points of slices that come alone, from the held-out simulated ones and the real ones that may choose"
-    rows = np.flatnonzero(run.held_out & ~population.doubtful)
+def _lone_points(bundle, population, rows, specificity):
+    "Operating points of slices that come alone, from simulated ones that no network has seen and the real ones that may choose"
+    rows = rows[~population.doubtful[rows]]
     truth = population.labels.loc[population.store.slices.image_id.iloc[rows], 'any'].to_numpy()
-    set_lone_threshold(run.folder/'bundle', population.store[rows], truth, recipe.specificity, float(np.nanmedian(stored_pixels(population.store))))
+    set_lone_threshold(bundle, population.store[rows], truth, specificity, float(np.nanmedian(stored_pixels(population.store))))
 
+def _train_apart(work, train, recipe, seeds):
+    "A `Run` for each seed, trained; they differ in nothing else"
+    trained_on = _origin(recipe, len(train.store.slices.patient_id.unique()))
+    if len(seeds) > 1: trained_on += f'; {len(seeds)} networks with the seeds {", ".join(map(str, seeds))}, averaged'
+    return [_train_slices(work/f'run_{seed}', train, replace(recipe, seed=seed), trained_on) for seed in seeds]
+
+def _trained(work, train, series, recipe):
+    "The bundle of the first stage, and which slices find the operating point of those that come alone: whose population, which rows"
+    seeds = APART.get(recipe.name, (recipe.seed,))
+    runs = _train_apart(work, train, recipe, seeds)
+    if len(runs) == 1: return runs[0].folder/'bundle',train,np.flatnonzero(runs[0].held_out)
+    bundles = [run.folder/'bundle' for run in runs]
+    dest = work/'averaged'
+    if not dest.exists(): write_average(dest, average_networks(bundles, train, recipe), read_config(bundles[0]), series, recipe)
+    return dest,series,np.arange(0, len(series.store), LONE_EVERY)
+
+# %% ../../nbs/apps/03_shipped.ipynb #a9c333ed
 def make_shipped(
     work='build/shipped', # Where simulated patients and weights are kept
     dest=None, # The bundle; where the package looks for it, unless given
@@ -350,13 +431,12 @@ def make_shipped(
     recipe = get_recipe(recipe)
     claim_run(work/'run', json.loads(json.dumps(dict(recipe=recipe.to_dict(), patients=patients, edition=EDITION))))
     train = make_population(work/'train', patients, TRAIN_SEED, recipe.store_size, .6, TRAIN_SLICES, n_jobs)
-    run = _train_slices(work, train, recipe, _origin(recipe, patients))
-    bundle = run.folder/'bundle'
-    if recipe.second_stage and 'second_stage' not in read_config(bundle):
-        second_stage_of(bundle, make_population(work/'series', series_patients, SERIES_SEED, recipe.store_size, .5, SERIES_SLICES, n_jobs), recipe, **kwargs)
+    series = make_population(work/'series', series_patients, SERIES_SEED, recipe.store_size, .5, SERIES_SLICES, n_jobs)
+    bundle,others,rows = _trained(work, train, series, recipe)
+    if recipe.second_stage and 'second_stage' not in read_config(bundle): second_stage_of(bundle, series, recipe, **kwargs)
     export_onnx(bundle)
     if 'assumed_prior' not in read_config(bundle): set_prior(bundle)
-    _lone_points(run, train, recipe)
+    _lone_points(bundle, others, rows, recipe.specificity)
     test = make_population(work/'test', test_patients, TEST_SEED, recipe.store_size, .45, 20, n_jobs)
     return finish_shipped(bundle, train, test, dest or default_bundle())
 
@@ -420,8 +500,8 @@ Its calibration and the subtypes have been measured on few real slices, of one s
 
 {rebuild}
 '''
-_REBUILD = '''`ich ship --recipe further` continues from the model in the package, on two cores in about an hour and a half; `make bundle` begins with
-ImageNet weights and takes longer. Patients and order come from fixed seeds.'''
+_REBUILD = '''`ich ship --recipe further` continues from the model in the package three times and averages the networks, on two cores in about an hour
+and a half; `make bundle` begins with ImageNet weights and takes longer. Patients and order come from fixed seeds.'''
 
 # %% ../../nbs/apps/03_shipped.ipynb #0173af65
 def _with_interval(value, low, high): return f'{value:.3f} ({low:.3f} to {high:.3f})'

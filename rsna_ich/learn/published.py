@@ -49,9 +49,9 @@ OURS += [
            source='this project', store_size=192, pool='map', where=4., sample='balanced', augment=_pictures, smoothing=.02, ema=.999,
            averaged=3, branches=2, second_stage=True, holdout=.15, specificity=.97),
     Recipe('further',
-           (Stage(192, 2, lr=1e-3),)*3,
+           (Stage(192, 2, lr=1e-3),),
            source='this project', pretrained='shipped', store_size=192, pool='map', where=4., augment=_lone, smoothing=.02, ema=.998,
-           averaged=3, second_stage=True, holdout=.1, specificity=.97),
+           second_stage=True, holdout=.1, specificity=.97),
 ]
 
 # %% ../../nbs/learn/10_published.ipynb #c770c45b

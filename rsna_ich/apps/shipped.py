@@ -6,12 +6,12 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'SERIES_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TRAIN_SLICES', 'SERIES_PATIENTS', 'SERIES_SLICES',
-           'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'APART', 'NORM_SLICES', 'LONE_EVERY', 'COMPETITION_PRIOR',
-           'TEMPERATURES', 'REAL_SPECIFICITY', 'score_simulated', 'slice_features', 'score_baselines', 'picture_hu',
-           'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold', 'choosing_slices',
-           'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold', 'doubtful_slices', 'Population',
-           'make_population', 'refresh_norms', 'average_networks', 'write_average', 'second_stage_of', 'make_shipped',
-           'finish_shipped', 'model_card']
+           'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'SEEDS_APART', 'NORM_SLICES', 'LONE_EVERY',
+           'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY', 'score_simulated', 'slice_features',
+           'score_baselines', 'picture_hu', 'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold',
+           'choosing_slices', 'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold',
+           'doubtful_slices', 'Population', 'make_population', 'refresh_norms', 'average_networks', 'write_average',
+           'second_stage_of', 'make_shipped', 'finish_shipped', 'model_card']
 
 # %% ../../nbs/apps/03_shipped.ipynb #92d58bbd
 import json, shutil
@@ -42,7 +42,7 @@ TEST_PATIENTS = 60
 NAME = 'rsna-ich-small'
 CHOOSING = slice(0, None, 2) # real pictures that choose the operating point of pictures
 COUNTED = slice(1, None, 2) # those that judge it
-APART = {'further': (42, 43, 44)} # recipes whose networks are trained several times and averaged: a seed for each
+SEEDS_APART = {'further': (42, 43, 44)} # recipes whose networks are trained several times and averaged: a seed for each
 NORM_SLICES = 1600 # training slices that a mean of networks takes its batch statistics from
 LONE_EVERY = 4 # every fourth slice of whole series finds the operating point of slices that come alone: neighbours say much the same
 
@@ -403,7 +403,7 @@ def _train_apart(work, train, recipe, seeds):
 
 def _trained(work, train, series, recipe):
     "The bundle of the first stage, and which slices find the operating point of those that come alone: whose population, which rows"
-    seeds = APART.get(recipe.name, (recipe.seed,))
+    seeds = SEEDS_APART.get(recipe.name, (recipe.seed,))
     runs = _train_apart(work, train, recipe, seeds)
     if len(runs) == 1: return runs[0].folder/'bundle',train,np.flatnonzero(runs[0].held_out)
     bundles = [run.folder/'bundle' for run in runs]

@@ -24,7 +24,7 @@ from ..data.upright import pixel_mm
 from ..judge.study import Study, slice_tags
 from ..judge.viewers import write_volume
 from ..labels import SUBTYPES
-from ..predict.explain import draw_maps, draws_maps
+from ..predict.explain import draws_maps, point_out
 from ..predict.folder import rounded_ml
 from ..predict.look import counted
 from ..predict.outline import Segmenter
@@ -52,12 +52,12 @@ def _slice_entry(row):
 
 # %% ../../nbs/apps/05_reader.ipynb #4b62accf
 def _write_map(study, spacing, path):
-    "The model's map of any, in percent, of the slices that were called positive; False where there is none"
+    "What the networks point out, in percent (the root of the product, which is between what the one and the other say), of the slices called positive; False where there is no map"
     at = np.flatnonzero(study.rows.positive.eq(1).to_numpy())
     if not len(at) or not draws_maps(study.predictor): return False
     z = study.rows.z_mm.to_numpy('float64', na_value=np.nan)
     percent = np.zeros(study.hu.shape, 'int16')
-    percent[at] = np.rint(100*draw_maps(study.predictor, study.hu, at, z, pixel_mm(study.rows), finer=1)[:, 0])
+    percent[at] = np.rint(100*np.sqrt(point_out(study.predictor, study.hu, at, z, pixel_mm(study.rows), finer=1)))
     write_volume(percent, path, spacing)
     with atomic_path(path.with_name('map.npy')) as temp: np.save(temp, percent.astype('uint8'))
     return True

@@ -37,7 +37,7 @@ from ..data.slices import RESULT_SERIES, USUAL_THICKNESS
 from ..data.upright import as_stored, pixel_mm, read_series
 from ..data.windowing import BRAIN, apply_window
 from ..labels import SUBTYPES
-from ..predict.explain import draw_maps, draws_maps, inside, outlined
+from ..predict.explain import draws_maps, inside, outlined, point_out
 
 # %% ../../nbs/apps/06_results.ipynb #f92549b0
 _SPACE = uuid.UUID('6d0a2f6e-6b8e-5c55-9a43-0f1b1f0e9c11') # of all UIDs that are made here
@@ -387,7 +387,7 @@ def _read_for(answer, label, maps):
 
 def _pointed_out(predictor, series, place):
     "Where a model looked, and that in words"
-    return inside(draw_maps(predictor, series, [place])[0, 0]), "outline: the model's own map of where it looked, no segmentation"
+    return inside(point_out(predictor, series, [place])[0]), "outline: what the networks point out, no segmentation"
 
 # %% ../../nbs/apps/06_results.ipynb #e368b900
 def _lines_below(answer, label, words):

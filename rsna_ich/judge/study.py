@@ -22,7 +22,7 @@ from ..data.upright import pixel_mm
 from ..data.windowing import BRAIN, Window, apply_window, get_windowing
 from ..labels import SUBTYPES
 from .viewers import SliceScroller, volume_view
-from ..predict.explain import draw_maps, draws_maps, inside, outlined
+from ..predict.explain import draws_maps, inside, outlined, point_out
 from ..predict.measured import outline_study, unpack_mask
 from ..predict.outline import Segmenter
 from ..predict.predictor import load_predictor
@@ -80,7 +80,7 @@ def maps(self:Study):
     if self._maps is None:
         z = self.rows.z_mm.to_numpy('float64', na_value=np.nan)
         drawn = draws_maps(self.predictor)
-        self._maps = draw_maps(self.predictor, self.hu, None, z, pixel_mm(self.rows))[:, 0] if drawn else np.zeros(self.hu.shape, 'float32')
+        self._maps = point_out(self.predictor, self.hu, None, z, pixel_mm(self.rows)) if drawn else np.zeros(self.hu.shape, 'float32')
     return self._maps
 
 @patch
@@ -146,12 +146,12 @@ def pointed_out(self:Study):
 @patch
 def scroll(self:Study,
     window:Window=BRAIN, # The window to begin with
-    overlays=None, # Dict of name to (n, h, w), 0 to 1, beside the model's map; masks for example
+    overlays=None, # Dict of name to (n, h, w), 0 to 1, beside what is pointed out; masks for example
     opacity:float=.35 # Of map and overlays
 ) -> SliceScroller:
-    "The series with sliders for slice and window, and over it the model's map, where its network draws one, and the outlined blood, where there is any"
+    "The series with sliders for slice and window, and over it what is pointed out, where the network draws a map, and the outlined blood, where there is any"
     captions = [f'any {row["any"]:.2f}{", called positive" if row.positive == 1 else ""}, {Path(str(row.path)).name}' for _,row in self.rows.iterrows()]
-    own = {"the model's map": self.pointed_out} if draws_maps(self.predictor) else {}
+    own = {'pointed out': self.pointed_out} if draws_maps(self.predictor) else {}
     if self.outlines.any(): own['outlined blood'] = self.outlines.astype('float32')
     return SliceScroller(self.hu, window, captions, overlays=own | (overlays or {}), opacity=opacity)
 
@@ -169,10 +169,10 @@ def spacing(self:Study):
 @patch
 def volume(self:Study,
     window:Window=BRAIN, # The window to begin with
-    mask=None, # (n, h, w), 0 to 1; the model's map unless given
+    mask=None, # (n, h, w), 0 to 1; what is pointed out unless given
     opacity:float=.5 # Of the mask
 ): # A NiiVue widget
-    "The series as a volume with a mask, or the model's map, in it"
+    "The series as a volume with a mask, or what is pointed out, in it"
     return volume_view(self.hu, self.spacing, window, mask=self.pointed_out if mask is None else mask, opacity=opacity)
 
 # %% ../../nbs/judge/10_study.ipynb #5246f410

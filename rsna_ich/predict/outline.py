@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import patch
 
 from ..core import Journal, atomic_path, progress
 from ..data.crop import crop_resize, head_box, uncrop
@@ -31,7 +32,7 @@ def default_segmenter() -> Path:
     return default_bundle().parent/'segmenter'
 
 class Segmenter:
-    "A U-Net in ONNX Runtime: `masks` of a series in HU"
+    "A U-Net in ONNX Runtime: `masks` of a series in HU, and how `likely` blood is at each place"
     def __init__(self,
         folder=None, # Of a U-Net; the one in the package unless given
         threads:int|None=None # Processor threads; ONNX Runtime's choice unless given
@@ -41,27 +42,46 @@ class Segmenter:
 
     def __repr__(self): return f'Segmenter({self.config.get("name", self.folder.name)}: {self.config["size"]} px)'
 
-    def masks(self,
-        hu, # int16 HU of one series, (n, h, w)
-        pixel_mm=None, # Of a row and a column, mm, where known
-        at=None # Numbers of the slices to outline, the others stay empty; all unless given
-    ) -> np.ndarray: # uint8, (n, h, w): bit k is set where SUBTYPES[k+1] bleeds
-        "Where each kind bleeds"
-        hu = np.maximum(np.asarray(hu), -1024).astype('int16')
-        box = head_box(hu, pixel_mm=pixel_mm)
-        found = np.zeros(hu.shape, 'uint8')
-        for k in range(len(hu)) if at is None else at:
-            small = crop_resize(hu[k:k+1], box, self.config['size'], hu.min())
-            found[k] = self._one(small[0], box, hu.shape[1:])
-        return found
+# %% ../../nbs/predict/10_outline.ipynb #2e2576b7
+@patch
+def _prepared(self:Segmenter, hu, pixel_mm, at):
+    "Number, prepared picture and box of the wanted slices"
+    box = head_box(hu, pixel_mm=pixel_mm)
+    for k in range(len(hu)) if at is None else at: yield k, crop_resize(hu[k:k+1], box, self.config['size'], hu.min())[0], box
 
-    def _one(self, hu, box, shape):
-        "The mask of one prepared slice, on the original pixels"
-        window = get_windowing(self.config['windowing'])(hu)
-        both = np.stack([window, window[..., ::-1]]).astype('float32')
-        seen,mirrored = self.plan(both)
-        p = (sigmoid(seen) + sigmoid(mirrored[..., ::-1]))/2
-        return sum((uncrop(p[k], box, shape) >= level).astype('uint8') << k for k,level in enumerate(self.config['level']))
+@patch
+def _see(self:Segmenter, hu):
+    "Probability of each kind at each place of a prepared slice, the mean of it and its mirror image"
+    window = get_windowing(self.config['windowing'])(hu)
+    both = np.stack([window, window[..., ::-1]]).astype('float32')
+    seen,mirrored = self.plan(both)
+    return (sigmoid(seen) + sigmoid(mirrored[..., ::-1]))/2
+
+# %% ../../nbs/predict/10_outline.ipynb #e5830e9e
+@patch
+def masks(self:Segmenter,
+    hu, # int16 HU of one series, (n, h, w)
+    pixel_mm=None, # Of a row and a column, mm, where known
+    at=None # Numbers of the slices to outline, the others stay empty; all unless given
+) -> np.ndarray: # uint8, (n, h, w): bit k is set where SUBTYPES[k+1] bleeds
+    "Where each kind bleeds"
+    hu = np.maximum(np.asarray(hu), -1024).astype('int16')
+    found = np.zeros(hu.shape, 'uint8')
+    for k,small,box in self._prepared(hu, pixel_mm, at):
+        kinds = zip(uncrop(self._see(small), box, hu.shape[1:]), self.config['level'])
+        found[k] = sum((p >= level).astype('uint8') << bit for bit,(p,level) in enumerate(kinds))
+    return found
+
+@patch
+def likely(self:Segmenter,
+    hu, # As for `masks`
+    pixel_mm=None, # As for `masks`
+    at=None # Numbers of the slices that are wanted; all unless given
+) -> np.ndarray: # float32, (slices, h, w), between 0 and 1
+    "How probable blood is at each place: the probability of the likeliest kind"
+    hu = np.maximum(np.asarray(hu), -1024).astype('int16')
+    maps = [uncrop(self._see(small).max(0), box, hu.shape[1:]) for _,small,box in self._prepared(hu, pixel_mm, at)]
+    return np.stack(maps) if maps else np.zeros((0, *hu.shape[1:]), 'float32')
 
 # %% ../../nbs/predict/10_outline.ipynb #4a8fd76c
 def _measure_group(rows, group, segmenter, mask_file):

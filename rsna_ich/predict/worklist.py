@@ -1,4 +1,4 @@
-"""What a model found in a folder, as one page to look at: the most urgent study first, its slices, and where the model looked
+"""What a model found in a folder, as one page to look at: the most urgent study first, its slices, and what the networks point out
 
 Docs: https://rsna-ich.github.io/rsna_ich/predict/worklist.html.md"""
 
@@ -21,7 +21,7 @@ from ..data.upright import pixel_mm
 from ..data.windowing import BONE, BRAIN, SUBDURAL, apply_window
 from ..labels import SUBTYPES
 from ..page import figure, grid, html_table, page, paragraph, picture, section, write_page
-from .explain import draw_maps, draws_maps, inside, outline, who_answers
+from .explain import draws_maps, inside, outline, point_out, who_answers
 from .look import counted, in_short
 from .measured import named_kinds
 
@@ -184,7 +184,7 @@ def _heats(predictor, hu, rows, at, spacing):
     drawn = [k for k in at if rows.positive.iloc[k] == 1]
     if not drawn or not draws_maps(who_answers(predictor, hu)): return {}
     z = rows.z_mm.to_numpy('float64', na_value=np.nan)
-    return dict(zip(drawn, draw_maps(predictor, hu, drawn, z, spacing)[:, 0]))
+    return dict(zip(drawn, point_out(predictor, hu, drawn, z, spacing)))
 
 def _views_of_series(found, predictor, labels):
     "The views of some slices of one series, by their labels"
@@ -208,7 +208,7 @@ def study_views(
     study_id:str, # Of which study
     n:int=SHOWN_LARGE # At most
 ) -> list: # Of `View`, the key slice first
-    "The slices of a study to look at, read again, with the model's map where they are called positive"
+    "The slices of a study to look at, read again, with what the networks point out where they are called positive"
     read = found.slices[found.slices.study_id.eq(study_id) & found.slices.status.eq('ok')]
     labels = choose_slices(read, n)
     views = {}
@@ -230,7 +230,7 @@ def _shown_large(view, windows):
 
 def _legend(view):
     "What the lines on a slice are"
-    lines = {POINTED_OUT: ('pointed', 'where the model looked'), OUTLINED: ('outlined', 'blood as it was outlined')}
+    lines = {POINTED_OUT: ('pointed', 'what the networks point out'), OUTLINED: ('outlined', 'blood as it was outlined')}
     items = [lines[colour] for _,colour in view.regions]
     return ''.join(f'<p class="key {kind}">{words}</p>' for kind,words in items)
 
@@ -320,7 +320,7 @@ def write_worklist(
     predictor, # The `Predictor` that made them
     many:int=MANY # Studies, above which the page is an index
 ) -> Path: # `path`
-    "Write the page of results: studies most urgent first, their slices, and where the model looked"
+    "Write the page of results: studies most urgent first, their slices, and what the networks point out"
     path,studies = Path(path),found.studies
     for stale in (path.parent/path.stem).glob('[0-9]'*4 + '.html'): stale.unlink() # of an earlier run with more studies
     several = len(studies) > many

@@ -4,6 +4,7 @@
 import argparse
 import collections
 import gzip
+import hashlib
 import io
 import json
 import random
@@ -25,6 +26,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import (CTImageStorage, DeflatedExplicitVRLittleEndian, EnhancedCTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian,
                          ImplicitVRLittleEndian, JPEG2000Lossless, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless, RLELossless)
 
+import rsna_ich
 from rsna_ich.core import atomic_path, real_data
 from rsna_ich.data.dicom import HU_FLOOR, SliceError, header_reason, quirks_of, read_header, read_hu
 from rsna_ich.data.headers import read_fields
@@ -325,30 +327,45 @@ def all_good_are_read(source, good):
     return len(rest) - failed, len(table) - len(ours) - len(rest) + failed
 
 
+def code_state():
+    "A digest of what is tried and of what tries it: a run goes on only with the same"
+    package = Path(rsna_ich.__file__).parent
+    digest = hashlib.sha256()
+    for path in [*sorted(package.rglob('*.py')), Path(__file__)]: digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 class Progress:
     "What has been counted, in a file from which a run that was killed goes on"
 
     def __init__(self, path, args):
-        self.path, self.plan = path, dict(files=args.files, seed=args.seed)
+        self.path, self.plan = path, dict(files=args.files, seed=args.seed, code=code_state())
         self.counts, self.done, self.seconds, self.slowest, self.memory = collections.Counter(), 0, 0., [0., 0], 0
+        self.failures = []
         self.since = time.monotonic()
         if not path or not Path(path).exists(): return
         kept = json.loads(Path(path).read_text())
-        if kept['plan'] != self.plan: sys.exit(f'{path}: of another run, {kept["plan"]}')
+        if kept['plan'] != self.plan: sys.exit(f'{path}: of another run or other code, {kept["plan"]}')
         self.counts.update({(kind, result): n for kind, result, n in kept['counts']})
-        self.done, self.seconds, self.slowest, self.memory = (kept[o] for o in ('done', 'seconds', 'slowest', 'memory'))
+        self.done, self.seconds, self.slowest, self.memory, self.failures = (kept[o] for o in ('done', 'seconds', 'slowest', 'memory', 'failures'))
         print(f'goes on after {self.done:,} files', flush=True)
+
+    def failed(self, what, error):
+        self.failures.append(f'{what}: {type(error).__name__}: {str(error)[:300]}')
+        print(self.failures[-1], flush=True)
 
     def keep(self):
         self.seconds += time.monotonic() - self.since
         self.since = time.monotonic()
         self.memory = max(self.memory, peak())
         if not self.path: return
-        kept = dict(plan=self.plan, done=self.done, seconds=self.seconds, slowest=self.slowest, memory=self.memory,
+        kept = dict(plan=self.plan, done=self.done, seconds=self.seconds, slowest=self.slowest, memory=self.memory, failures=self.failures,
                     counts=[[*o, n] for o, n in self.counts.items()])
         with atomic_path(self.path) as temporary: Path(temporary).write_text(json.dumps(kept))
 
     def table(self):
+        yield f'code {self.plan["code"]}, seed {self.plan["seed"]}'
+        yield from self.failures
         yield f'{"":16}{"HU":>10}{"named error":>14}{"FAILED":>8}'
         for kind in sorted({k for k, _ in self.counts}):
             yield f'{kind:16}' + ''.join(f'{self.counts[kind, o]:{w},}' for o, w in (('HU', 10), ('named error', 14), ('FAILED', 8)))
@@ -363,7 +380,7 @@ def try_alone(progress, seed, files):
     try: progress.counts[kind, 'HU' if survives(data) is not None else 'named error'] += 1
     except Exception as e:
         progress.counts[kind, 'FAILED'] += 1
-        print(f'seed {seed}, {kind}: {type(e).__name__}: {str(e)[:300]}', flush=True)
+        progress.failed(f'seed {seed}, {kind}', e)
     progress.slowest = max(progress.slowest, [time.monotonic() - began, seed])
 
 
@@ -375,18 +392,19 @@ def try_together(progress, form, seeds, files):
             progress.counts[form, 'named error'] += left
         except Exception as e:
             progress.counts[form, 'FAILED'] += 1
-            print(f'{form} from seed {seeds[0]}: {type(e).__name__}: {str(e)[:300]}', flush=True)
+            progress.failed(f'{form} from seed {seeds[0]}', e)
 
 
 TOGETHER = 200  # Damaged files in one folder or zip
 
 
+FORMS = ['alone']*4 + ['folder'] + ['alone']*4 + ['zip']
+
+
 def steps(files):
-    "(form, numbers) of each step of a run: four fifths of the files alone, a tenth in folders, a tenth in zips"
-    alone, tenth = files*8//10, files//10
-    for i in range(0, alone, TOGETHER): yield 'alone', range(i, min(i + TOGETHER, alone))
-    for form, first in ('folder', alone), ('zip', alone + tenth):
-        for i in range(first, first + tenth, TOGETHER): yield form, range(i, min(i + TOGETHER, first + tenth))
+    "(form, numbers) of each step: of ten, eight try files alone, one a folder and one a zip, so that a part of a run is like the whole"
+    size = max(1, min(TOGETHER, files//len(FORMS)))
+    for i, first in enumerate(range(0, files, size)): yield FORMS[i % len(FORMS)], range(first, min(first + size, files))
 
 
 def run(args):

@@ -6,15 +6,18 @@ Docs: https://rsna-ich.github.io/rsna_ich/core.html.md"""
 
 # %% auto #0
 __all__ = ['DISCLAIMER', 'LONGEST_BEGINNING', 'InputError', 'a_few', 'did_you_mean', 'extra_for', 'MissingExtra', 'needs_extra',
-           'is_temporary', 'atomic_path', 'read_journal', 'Journal', 'progress', 'real_data']
+           'is_temporary', 'remove_leftovers', 'atomic_path', 'read_journal', 'Journal', 'progress', 'real_data']
 
 # %% ../nbs/00_core.ipynb #21104be6
-import json, os, re, shutil, uuid, warnings
-from contextlib import contextmanager
+import json, os, platform, re, shutil, uuid, warnings, zlib
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 from tqdm.auto import tqdm
+
+try: import fcntl
+except ImportError: fcntl = None # Windows
 
 # %% ../nbs/00_core.ipynb #43ba9aea
 DISCLAIMER = 'Research software, not a medical device: not for diagnosis, triage or any decision about a patient.'
@@ -95,16 +98,18 @@ def needs_extra(
 # %% ../nbs/00_core.ipynb #011afc79
 LONGEST_BEGINNING = 200 # bytes of a name in that of its temporary folder; file systems allow 255
 
+def _machine(): return f'{zlib.crc32(platform.node().encode()) & 0xffff:04x}'
+
 def _temporary(path):
     "A hidden name beside `path`, which no other process chooses, for what is not whole yet"
     beginning = os.fsdecode(os.fsencode(path.name)[:LONGEST_BEGINNING])
-    return path.parent/f'.{beginning}.{uuid.uuid4().hex[:8]}.tmp'
+    return path.parent/f'.{beginning}.{uuid.uuid4().hex[:8]}{_machine()}.tmp'
 
 def is_temporary(
     name:str # Of a file or folder
 ) -> bool:
     "Is it a name of `atomic_path` for what is not whole yet, perhaps left by a killed process?"
-    return bool(re.fullmatch(r'\..*\.[0-9a-f]{8}\.tmp', name, re.DOTALL))
+    return bool(re.fullmatch(r'\..*\.[0-9a-f]{8}([0-9a-f]{4})?\.tmp', name, re.DOTALL))
 
 # %% ../nbs/00_core.ipynb #fa0ce00c
 def _systems_own(error, path):
@@ -114,7 +119,45 @@ def _systems_own(error, path):
     number = int(found[1])
     return OSError(number, os.strerror(number), str(path))
 
+# %% ../nbs/00_core.ipynb #bc38784c
+def _held(folder, how):
+    "A descriptor that locks a folder until it is closed or its process ends; None where that cannot be had"
+    try: held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (OSError, AttributeError): return None
+    try: fcntl.flock(held, how)
+    except (OSError, AttributeError):
+        os.close(held)
+        return None
+    return held
+
+def _begin(temp):
+    "Make a temporary folder and lock it; again, where another process has cleared it away in between"
+    temp.mkdir(mode=0o700)
+    held = _held(temp, fcntl.LOCK_EX) if fcntl else None
+    if temp.is_dir(): return held
+    if held is not None: os.close(held)
+    return _begin(temp)
+
+# %% ../nbs/00_core.ipynb #d7049721
+def _remove_if_left(temp):
+    "Remove a temporary folder that no process holds"
+    held = _held(temp, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if held is None: return
+    shutil.rmtree(temp, ignore_errors=True)
+    os.close(held)
+
+def remove_leftovers(
+    folder # In which files were written
+):
+    "Remove what killed processes of this machine left under temporary names in `folder`"
+    if fcntl is None: return
+    with suppress(OSError), os.scandir(folder) as found:
+        for entry in found:
+            if is_temporary(entry.name) and entry.name.endswith(f'{_machine()}.tmp'): _remove_if_left(entry.path)
+
 # %% ../nbs/00_core.ipynb #68631264
+_cleared = set() # folders in which this process has looked for leftovers
+
 @contextmanager
 def atomic_path(
     path, # Where the file (or folder) shall be in the end
@@ -123,9 +166,13 @@ def atomic_path(
     "A temporary path beside `path`, renamed to `path` if the block succeeds and removed if it raises"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent not in _cleared:
+        _cleared.add(path.parent)
+        remove_leftovers(path.parent)
     temp = _temporary(path) # named before it is made, so that whatever strikes then finds it below
+    held = None
     try:
-        temp.mkdir(mode=0o700)
+        held = _begin(temp)
         target = temp if folder else temp/path.name
         if folder: temp.chmod(0o755)
         yield target
@@ -135,6 +182,7 @@ def atomic_path(
     finally:
         try: shutil.rmtree(temp, ignore_errors=True)
         finally: shutil.rmtree(temp, ignore_errors=True) # again, where the first was interrupted
+        if held is not None: os.close(held)
 
 # %% ../nbs/00_core.ipynb #f668151e
 def _read_lines(path):

@@ -511,16 +511,15 @@ def read_hu(
     name = _name(source, name)
     with _opened(source, name) as f:
         ds = _parse(f, name)
-        if 'PixelData' not in ds and ds.read_warnings: ds = _cut(f, ds, name)
+        if 'PixelData' not in ds and ds.read_warnings: ds.pixel_bytes = _cut_off(f)
     return hu_from_dataset(ds, name, stored_order)
 
-def _cut(f, ds, name):
-    "Count the bytes of compressed pixels in a file that ends before their end marker"
-    f.seek(0)
-    found = ds.read_warnings
-    ds = read_header(f, name)
-    ds.read_warnings += found
-    return ds
+def _cut_off(f):
+    "Bytes of compressed pixels in a file that ends before their end marker, where pydicom leaves it; else 0"
+    start = f.tell()
+    f.seek(max(start - 12, 0))
+    if f.read(4) not in (b'\xe0\x7f\x10\0', b'\x7f\xe0\0\x10'): return 0
+    return f.seek(0, io.SEEK_END) - start
 
 # %% ../../nbs/data/01_dicom.ipynb #994810cd
 QUIRKS = {

@@ -32,6 +32,9 @@ _LIGHT = {
     'judge.measures': 'evaluate',
     'judge.study': 'load_study show_slice',
     'judge.viewers': 'SliceScroller volume_view',
+}
+
+_DRAWING = {
     'judge.eda': 'eda_report',
     'judge.pictures': 'show_montage',
 }
@@ -53,11 +56,13 @@ def _by_name(modules):
     "A dict from each name to its module"
     return {name: module for module, names in modules.items() for name in names.split()}
 
-_MODULE_OF = _by_name(_LIGHT) | _by_name(_LEARNING)
+_MODULE_OF = _by_name(_LIGHT) | _by_name(_DRAWING) | _by_name(_LEARNING)
 
 # %% ../nbs/03_all.ipynb #e505d6f0
-_CAN_LEARN = all(map(find_spec, ('torch', 'fastai', 'timm')))
-__all__ = list(_MODULE_OF if _CAN_LEARN else _by_name(_LIGHT))
+_WORKS = {**_by_name(_LIGHT)}
+if all(map(find_spec, ('matplotlib', 'seaborn'))): _WORKS |= _by_name(_DRAWING)
+if all(map(find_spec, ('torch', 'fastai', 'timm'))): _WORKS |= _by_name(_LEARNING)
+__all__ = list(_WORKS)
 
 # %% ../nbs/03_all.ipynb #699e5bb0
 def __getattr__(name):

@@ -613,13 +613,14 @@ def _evaluate(
 ):
     "Judge predictions by the truth and write a report"
     from rsna_ich.judge.measures import evaluate as judge
-    from rsna_ich.judge.report import cautions, in_words, write_report
+    from rsna_ich.judge.report import cautions, in_words, no_charts, write_report
     for path in (predictions, truth):
         if not path.exists(): raise InputError(path, 'no such file')
     found = judge(predictions, truth, subset=subset, prior=prior)
     typer.echo(_figures(found))
     for sentence in in_words(found) + cautions(found): typer.echo(sentence)
     typer.echo(f'report: {write_report(out/"report.html", found, title=f"Evaluation of {predictions.name}")}')
+    if why := no_charts(): typer.echo(why)
     return _left_out(found.left_out[['image_id', 'reason']].itertuples(index=False))
 
 # %% ../nbs/04_cli.ipynb #f716c636

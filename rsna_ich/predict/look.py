@@ -13,7 +13,7 @@ from html import escape
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import InputError
+from ..core import InputError, needs_extra
 from ..data.upright import read_series
 from ..data.windowing import BRAIN, Window, apply_window
 from .folder import Predictions, key_slices, rounded_ml
@@ -66,7 +66,7 @@ def show_slices(
     masks=None # What is outlined on each, or None
 ): # matplotlib figure
     "Slices side by side, with their probability of any bleeding"
-    import matplotlib.pyplot as plt
+    with needs_extra('A picture of slices'): import matplotlib.pyplot as plt
     cols = max(1, min(cols, len(slices)))
     rows = max(1, -(-len(slices)//cols))
     side = min(2.2, 11/cols)

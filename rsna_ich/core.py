@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+# %% ../nbs/00_core.ipynb #fcn7l0ck
 try: import fcntl
 except ImportError: fcntl = None # Windows
 

@@ -69,7 +69,9 @@ def test_check_store_predict_and_evaluate(light, competition, tmp_path):
     assert slices[SUBTYPES].notna().all().all() and len(slices) == len(list((competition/'stage_2_test').iterdir()))
     judged = ich('evaluate', tmp_path/'out', competition/'stage_2_test_labels.csv', '--out', tmp_path/'judged')
     assert judged.returncode == 0, judged.stderr
-    assert (tmp_path/'judged'/'report.html').stat().st_size > 10_000
+    page = (tmp_path/'judged'/'report.html').read_text(encoding='utf-8')
+    assert 'log loss' in page and "rsna-ich[charts]" in page.replace('&#x27;', "'"), 'tables, and why there are no charts'
+    assert 'rsna-ich[charts]' in judged.stdout + judged.stderr
 
 
 @pytest.mark.parametrize('command', ['phantom', 'train'])

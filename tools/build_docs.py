@@ -54,7 +54,7 @@ SIDEBAR_LINE = re.compile(r'<div class="sidebar-item-container">(<a href=[^>]*>)
 # Operators and numbers in code: their wrappers, .9 megabytes, would give them a colour that hardly differs
 OPERATOR = re.compile(r'<span class="(?:op|dv|fl)">([^<]*)</span>')
 OLD_FONT = re.compile(r',\s*url\([^)]*\.woff\?[^)]*\)\s*format\("woff"\)')  # beside woff2, which every browser of today reads
-SEARCHED = 320  # letters of each section that the search knows
+SEARCHED = 200  # letters of each section that the search knows
 WEBP_QUALITY = 50  # of 100: letters and the grain of a CT stay legible
 FIGURE_WIDTH = 760  # pixels at most; a page's text is about 800 wide
 ADDRESS = '"(?:https?:)?//[^"]*"'

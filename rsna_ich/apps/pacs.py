@@ -7,7 +7,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/pacs.html.md"""
 # %% auto #0
 __all__ = ['FULL', 'NOT_UNDERSTOOD', 'OUR_TITLE', 'SYNTAXES', 'IMAGES', 'Bounds', 'bound_connection', 'Refused', 'digest',
            'state_of', 'study_of_bytes', 'Inbox', 'answer_pacs_study', 'Peer', 'read_title', 'read_peer',
-           'read_destinations', 'send_to_peer', 'send_to_web', 'send', 'Listener', 'listen', 'fetch_study']
+           'read_service', 'read_destinations', 'send_to_peer', 'send_to_web', 'send', 'Listener', 'listen',
+           'fetch_study']
 
 # %% ../../nbs/apps/07_pacs.ipynb #e94705ce
 import hashlib, logging, os, shutil, tempfile, threading, time
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pydicom
 import requests
@@ -232,12 +234,21 @@ def read_peer(
     if not (title and host and port.isdecimal() and 0 < int(port) < 65536): raise InputError(text, 'not a DICOM node as TITLE@HOST:PORT')
     return Peer(read_title(title), host, int(port))
 
+def read_service(
+    url:str # Of a DICOMweb service
+) -> str: # The same; an `InputError` where a name or a password stands in it
+    "The address of a DICOMweb service: an address is printed and kept in journals, so it may hold no password; `~/.netrc` may"
+    parts = urlsplit(url)
+    if parts.username is None and parts.password is None: return url
+    bare = parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()
+    raise InputError(bare, 'an address may hold no name and password, since it is printed and kept; write them into ~/.netrc')
+
 def read_destinations(
     text:str # Nodes and addresses of DICOMweb services, with commas between
 ) -> list: # Of `Peer`s and URLs
     "Where results go, as a user writes it"
     parts = [part.strip() for part in text.split(',') if part.strip()]
-    return [part if part.startswith(('http://', 'https://')) else read_peer(part) for part in parts]
+    return [read_service(part) if part.startswith(('http://', 'https://')) else read_peer(part) for part in parts]
 
 # %% ../../nbs/apps/07_pacs.ipynb #d95fc120
 def _kinds_of(paths):
@@ -275,6 +286,7 @@ def send_to_peer(
 # %% ../../nbs/apps/07_pacs.ipynb #a06521e5
 def _web(url):
     "A client of a DICOMweb service"
+    read_service(url)
     try: client = DICOMwebClient(url, timeout=(10, 60))
     except (ValueError, TypeError) as e: raise InputError(url, f'no address of a DICOMweb service: {e}') from e
     client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=200) # as it comes, half a minute of trying

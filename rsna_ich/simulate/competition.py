@@ -219,6 +219,16 @@ def _write_tables(dest, seed, size):
         with atomic_path(short) as p: p.write_bytes(data[:size**2])
     with atomic_path(dest/'phantom.parquet') as p: table.to_parquet(p)
 
+# %% ../../nbs/simulate/10_competition.ipynb #cd4d33b2
+def _as_written(dest, numbers, masks, hospital):
+    "What a competition is made of, as it is kept beside it; raises `InputError` for what cannot be made"
+    if numbers['n_patients'] < 1: raise InputError(dest, f'{numbers["n_patients"]} patients: at least one is needed')
+    if hospital not in HOSPITALS: raise InputError(dest, f'no hospital {hospital!r}; there are {", ".join(HOSPITALS)}')
+    config = numbers | dict(layout=1)
+    if masks: config['masks'] = True
+    if hospital != 'any': config['hospital'] = hospital
+    return config
+
 # %% ../../nbs/simulate/10_competition.ipynb #350f6c05
 def write_competition(
     dest, # The folder to write
@@ -234,12 +244,9 @@ def write_competition(
 ) -> Path: # `dest`
     "A simulated competition in RSNA's stage 2 layout; finished folders are left alone, unfinished ones are continued"
     from joblib import Parallel, delayed
-    if n_patients < 1: raise InputError(dest, f'{n_patients} patients: at least one is needed')
-    if hospital not in HOSPITALS: raise InputError(dest, f'no hospital {hospital!r}; there are {", ".join(HOSPITALS)}')
     dest = Path(dest)
-    config = dict(n_patients=n_patients, seed=seed, test_share=test_share, prevalence=prevalence, size=size, max_slices=max_slices, layout=1)
-    if masks: config['masks'] = True
-    if hospital != 'any': config['hospital'] = hospital
+    numbers = dict(n_patients=n_patients, seed=seed, test_share=test_share, prevalence=prevalence, size=size, max_slices=max_slices)
+    config = _as_written(dest, numbers, masks, hospital)
     done = dest/'phantom.json'
     begun = dest/'.parts'/'config.json'
     if done.exists() and json.loads(done.read_text()) == config:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from .pieces import largest_pieces
+
 # %% ../../nbs/data/08_crop.ipynb #3405fe33
 BRAIN_LIMITS = 0, 80 # HU: grey and white matter and blood lie between, air is below, bone above
 BOX_PIXELS = 100     # the head is looked for on a picture of about so many pixels a side
@@ -41,50 +43,6 @@ def _opened(masks):
             masks = masks.swapaxes(1, axis)
     return masks
 
-# %% ../../nbs/data/08_crop.ipynb #5c589be5
-def _touching(low, high):
-    "Pairs of runs that touch, where each run touches the runs `low` up to `high`"
-    count = np.maximum(high - low, 0)
-    one = np.repeat(np.arange(len(low)), count)
-    earlier = count.cumsum() - count # pairs of the runs before it
-    other = low[one] + np.arange(len(one)) - earlier[one]
-    return one, other
-
-def _pieces(one, other, n):
-    "For each of `n` runs the first run of its piece, from the pairs that touch"
-    first = np.arange(n)
-    while True:
-        a = first[one]
-        b = first[other]
-        if (a == b).all(): return first
-        np.minimum.at(first, np.maximum(a, b), np.minimum(a, b))
-        while (first[first] != first).any(): first = first[first] # until each knows the first of all
-
-# %% ../../nbs/data/08_crop.ipynb #0f7f4a93
-def _largest_of_each(area, ends):
-    "The number of the largest piece of each picture, whose runs lie between two of `ends`"
-    parts = zip(ends[:-1], ends[1:])
-    return [begin + area[begin:end].argmax() for begin,end in parts if end > begin]
-
-def _largest_pieces(
-    masks # bool, (n, h, w)
-): # bool, (n, h, w)
-    "The largest connected piece of each"
-    n,h,w = masks.shape
-    width = w + 1 # an empty column parts the rows, an empty row the pictures
-    line = np.zeros((n, h+1, width), bool)
-    line[:, :h, :w] = masks
-    edges = np.flatnonzero(np.diff(line.ravel(), prepend=False))
-    starts = edges[::2]
-    stops = edges[1::2]
-    low = np.searchsorted(stops, starts + width, 'right') # runs of the next row that end behind its start
-    high = np.searchsorted(starts, stops + width)         # and begin before its end
-    first = _pieces(*_touching(low, high), len(starts))
-    area = np.bincount(first, stops - starts, len(first))
-    largest = _largest_of_each(area, np.searchsorted(starts, np.arange(n+1)*(h+1)*width))
-    line[line] = np.repeat(np.isin(first, largest), stops - starts)
-    return line[:, :h, :w]
-
 # %% ../../nbs/data/08_crop.ipynb #6d95b768
 def _head_masks(
     pictures # HU, (n, h, w), about `BOX_PIXELS` a side
@@ -95,7 +53,7 @@ def _head_masks(
     count = np.bincount((pictures + 256*np.arange(n)[:,None,None]).ravel(), minlength=256*n).reshape(n, 256)
     count[:,0] = 0
     bright = (count.cumsum(1) < .98*count.sum(1, keepdims=True)).sum(1)
-    return _largest_pieces(_opened(pictures > (.2*bright).astype(np.uint8)[:,None,None]))
+    return largest_pieces(_opened(pictures > (.2*bright).astype(np.uint8)[:,None,None]))
 
 # %% ../../nbs/data/08_crop.ipynb #45daed52
 def _head_bounds(

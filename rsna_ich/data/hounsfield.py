@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .pieces import pieces_at_edge
+
 # %% ../../nbs/data/00_hounsfield.ipynb #92eaa1b9
 HU_FLOOR = -1024 # HU, the lowest value of 12-bit scanners, and what padding becomes
 
@@ -131,36 +133,10 @@ def _rescaled_upright(stored, encoding):
     return turned if _likeness(turned) > _likeness(hu) else hu
 
 # %% ../../nbs/data/00_hounsfield.ipynb #217a8f95
-def _runs(mask):
-    "The number, from 1, of each run of a mask along its rows; 0 outside"
-    before = np.pad(mask, ((0, 0), (1, 0)))[:, :-1]
-    return np.cumsum(mask & ~before).reshape(mask.shape)*mask
-
-def _touching(runs):
-    "A dict from each run to those that touch it in the next and the last row"
-    both = np.stack([runs[:-1], runs[1:]], -1)
-    touching = {}
-    for above, below in np.unique(both[both.all(-1)], axis=0).tolist():
-        touching.setdefault(above, []).append(below)
-        touching.setdefault(below, []).append(above)
-    return touching
-
-def _connected(mask):
-    "What of a mask is connected, by sides of pixels, with the picture's edge"
-    runs = _runs(mask)
-    touching = _touching(runs)
-    reached = set(np.concatenate([runs[0], runs[-1], runs[:, 0], runs[:, -1]]).tolist()) - {0}
-    ahead = list(reached)
-    while ahead:
-        new = set(touching.get(ahead.pop(), ())) - reached
-        reached |= new
-        ahead += new
-    return np.isin(runs, list(reached))
-
 def _at_edge(mask):
     "What of a mask is connected with the picture's edge; nothing where fewer than three corners are in it"
     corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return _connected(mask) if corners.sum() >= 3 else np.zeros_like(mask)
+    return pieces_at_edge(mask[None])[0] if corners.sum() >= 3 else np.zeros_like(mask)
 
 # %% ../../nbs/data/00_hounsfield.ipynb #613c41d8
 _TISSUE = -200, 200 # HU of what lies in and around a brain, fat and blood included

@@ -65,7 +65,7 @@ def compare_models(
 _ABOUT = ('Simulated patients: {} to train on, {} others to judge by. The model judged here, {!r}, went through minutes of training, to show '
           'the whole way; the one that the package ships has seen none of these patients, and more of it is in its model card.')
 _EPOCH_0 = ('Epoch 0 of the training curve is the network as it was before the first step, without its calibration; '
-            'each part of the curve is read at its own size of picture, and a larger picture is easier. '
+            'each part of the curve is read at its own size of picture, so a step where the size changes is not learning alone. '
             'The curve shows patients who were held out of training, and nobody by whom the model is judged.')
 
 # %% ../../nbs/apps/01_demo.ipynb #3252e259

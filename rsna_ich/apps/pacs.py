@@ -234,6 +234,7 @@ def read_peer(
     if not (title and host and port.isdecimal() and 0 < int(port) < 65536): raise InputError(text, 'not a DICOM node as TITLE@HOST:PORT')
     return Peer(read_title(title), host, int(port))
 
+# %% ../../nbs/apps/07_pacs.ipynb #0c2d941f
 def read_service(
     url:str # Of a DICOMweb service
 ) -> str: # The same; an `InputError` where a name or a password stands in it

@@ -27,7 +27,7 @@ from ..labels import SUBTYPES
 from ..predict.explain import draws_maps, point_out
 from ..predict.folder import rounded_ml
 from ..predict.look import counted
-from ..predict.outline import Segmenter
+from ..predict.outline import shipped_segmenter
 from ..predict.volume import measure_masks
 from ..predict.worklist import study_in_words, write_worklist
 
@@ -52,12 +52,13 @@ def _slice_entry(row):
 
 # %% ../../nbs/apps/05_reader.ipynb #4b62accf
 def _write_map(study, spacing, path):
-    "What the networks point out, in percent (the root of the product, which is between what the one and the other say), of the slices called positive; False where there is no map"
+    "What the networks point out in the slices called positive, in percent; False where there is no map"
     at = np.flatnonzero(study.rows.positive.eq(1).to_numpy())
     if not len(at) or not draws_maps(study.predictor): return False
     z = study.rows.z_mm.to_numpy('float64', na_value=np.nan)
     percent = np.zeros(study.hu.shape, 'int16')
-    percent[at] = np.rint(100*np.sqrt(point_out(study.predictor, study.hu, at, z, pixel_mm(study.rows), finer=1)))
+    product = point_out(study.predictor, study.hu, at, z, pixel_mm(study.rows), finer=1)
+    percent[at] = np.rint(100*np.sqrt(product)) # the root lies between what the two networks say
     write_volume(percent, path, spacing)
     with atomic_path(path.with_name('map.npy')) as temp: np.save(temp, percent.astype('uint8'))
     return True
@@ -213,7 +214,7 @@ def serve_reader():
     os.environ['ICH_QUIET'] = '1'
     from rsna_ich.predict.predictor import load_predictor
     predictor = load_predictor(settings['model'], threads=settings['threads'])
-    segmenter = Segmenter(threads=settings['threads'])
+    segmenter = shipped_segmenter(settings['threads'])
     module,name = settings['answer'].split(':')
     answer = getattr(import_module(module), name)
     _limit_memory(limits)

@@ -386,7 +386,7 @@ def _read_for(answer, label, maps):
     return hu, *(_pointed_out(maps, np.stack(read), place) if maps and alike else (None, ''))
 
 def _pointed_out(predictor, series, place):
-    "Where a model looked, and that in words"
+    "What the networks point out, and that in words"
     return inside(point_out(predictor, series, [place])[0]), "outline: what the networks point out, no segmentation"
 
 # %% ../../nbs/apps/06_results.ipynb #e368b900

@@ -6,12 +6,12 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'SERIES_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TRAIN_SLICES', 'SERIES_PATIENTS', 'SERIES_SLICES',
-           'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'SEEDS_APART', 'NORM_SLICES', 'LONE_EVERY',
+           'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'SEEDS_APART', 'NORM_SLICES', 'NORM_BATCH', 'LONE_EVERY',
            'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY', 'score_simulated', 'slice_features',
            'score_baselines', 'picture_hu', 'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold',
            'choosing_slices', 'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold',
-           'doubtful_slices', 'Population', 'make_population', 'refresh_norms', 'average_networks', 'write_average',
-           'second_stage_of', 'make_shipped', 'finish_shipped', 'model_card']
+           'doubtful_slices', 'Population', 'make_population', 'average_networks', 'write_average', 'second_stage_of',
+           'make_shipped', 'finish_shipped', 'model_card']
 
 # %% ../../nbs/apps/03_shipped.ipynb #92d58bbd
 import json, shutil
@@ -25,7 +25,6 @@ import pandas as pd
 from ..core import DISCLAIMER, atomic_path, real_data
 from ..data.crop import HEAD_MM
 from ..data.store import stored_pixels
-from ..data.windowing import WINDOWINGS
 from ..labels import SUBTYPES
 from ..metrics import auc, choose_threshold, constant_prior, logit, sensitivity_specificity, shift_prior, sigmoid, weighted_log_loss
 from ..model.bundle import default_bundle, read_config
@@ -44,6 +43,7 @@ CHOOSING = slice(0, None, 2) # real pictures that choose the operating point of 
 COUNTED = slice(1, None, 2) # those that judge it
 SEEDS_APART = {'further': (42, 43, 44)} # recipes whose networks are trained several times and averaged: a seed for each
 NORM_SLICES = 1600 # training slices that a mean of networks takes its batch statistics from
+NORM_BATCH = 64
 LONE_EVERY = 4 # every fourth slice of whole series finds the operating point of slices that come alone: neighbours say much the same
 
 # %% ../../nbs/apps/03_shipped.ipynb #dc522e90
@@ -313,45 +313,25 @@ def _train_slices(folder, population, recipe, trained_on):
     run.train()
     return run
 
-# %% ../../nbs/apps/03_shipped.ipynb #341beda9
-def _norms(model):
-    from torch import nn
-    return [m for m in model.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
-
-def refresh_norms(
-    model, # Changed in place; in evaluation mode afterwards
-    batches # What goes into it, float (n, channels, h, w) each
-):
-    "Count the batch statistics of a network again, as the plain mean over `batches`; nothing else is in training mode"
-    import torch
-    model.eval()
-    for norm in _norms(model):
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        for batch in batches: model(batch)
-    return model.eval()
-
 # %% ../../nbs/apps/03_shipped.ipynb #be319c79
-def _windowed(store, rows, recipe, bs=64):
-    "Batches of stored slices as the network sees them, without augmentation"
-    import torch
-    for first in range(0, len(rows), bs): yield WINDOWINGS[recipe.windowing](torch.from_numpy(store[rows[first:first+bs]]))
-
 def average_networks(
     bundles, # Folders of networks that were trained apart from the same beginning
     population:Population, # Whom they were trained on
     recipe # Their `Recipe`
 ): # `SliceModel` in evaluation mode
     "The mean of several networks' weights, with batch statistics of its own"
-    from torch.optim.swa_utils import AveragedModel
+    from torch.optim.swa_utils import AveragedModel, update_bn
+    from rsna_ich.learn.dataloaders import slice_dls
     from rsna_ich.model.net import load_bundle
     models = [load_bundle(bundle)[0] for bundle in bundles]
     mean = AveragedModel(models[0], use_buffers=True)
     for model in models: mean.update_parameters(model)
-    rows = np.random.default_rng(recipe.seed).choice(len(population.store), min(NORM_SLICES, len(population.store)), replace=False)
-    return refresh_norms(mean.module, _windowed(population.store, np.sort(rows), recipe))
+    n = len(population.store)
+    rows = np.random.default_rng(recipe.seed).choice(n, min(NORM_SLICES, n//2), replace=False)
+    shown = np.isin(np.arange(n), rows)
+    dls = slice_dls(population.store, population.labels, shown, recipe.size, NORM_BATCH, windowing=recipe.windowing, neighbours=recipe.neighbours, device='cpu')
+    update_bn(dls.valid, mean.module) # validation slices are not augmented
+    return mean.module.eval()
 
 # %% ../../nbs/apps/03_shipped.ipynb #8d7c7ee4
 def write_average(

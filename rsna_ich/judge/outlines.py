@@ -18,7 +18,7 @@ from ..data.files import files_stamp
 from ..data.outlined import find_outlined, read_outlined
 from ..labels import SUBTYPES
 from ..metrics import bootstrap_interval
-from ..predict.outline import Segmenter
+from ..predict.outline import shipped_segmenter
 from ..predict.volume import slice_depths
 
 # %% ../../nbs/judge/11_outlines.ipynb #jol00006
@@ -75,7 +75,7 @@ def judge_outlines(
 ) -> pd.DataFrame: # As `summarise_outlines` gives it
     "How well a network outlines blood, held against a set; raises `InputError`"
     files,lost = find_outlined(folder)
-    segmenter = segmenter or Segmenter()
+    segmenter = segmenter or shipped_segmenter()
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     journal = Journal(dest/'finished.jsonl', [files_stamp([path for file in files for path in (file.scan, file.mask)]), segmenter.config])

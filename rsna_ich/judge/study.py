@@ -24,7 +24,7 @@ from ..labels import SUBTYPES
 from .viewers import SliceScroller, volume_view
 from ..predict.explain import draws_maps, inside, outlined, point_out
 from ..predict.measured import outline_study, unpack_mask
-from ..predict.outline import Segmenter
+from ..predict.outline import shipped_segmenter
 from ..predict.predictor import load_predictor
 
 # %% ../../nbs/judge/10_study.ipynb #cc54be10
@@ -76,7 +76,7 @@ def probabilities(self:Study):
 
 @patch(as_prop=True)
 def maps(self:Study):
-    "Where the model saw blood, (n, h, w) between 0 and 1; zeros where its network draws no map"
+    "What the networks point out, (n, h, w) between 0 and 1; zeros where no map is drawn"
     if self._maps is None:
         z = self.rows.z_mm.to_numpy('float64', na_value=np.nan)
         drawn = draws_maps(self.predictor)
@@ -121,7 +121,7 @@ def _ask_segmenter(self:Study):
     "Outlines and volumes of this study, asked for once"
     if self._outlined is None:
         study = self.found.studies[self.found.studies.study_id.eq(self.study_id)].iloc[0]
-        self._outlined = outline_study(self.found, study, Segmenter())
+        self._outlined = outline_study(self.found, study, shipped_segmenter())
     return self._outlined
 
 @patch(as_prop=True)

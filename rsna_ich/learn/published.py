@@ -200,8 +200,9 @@ def get_recipe(
 ) -> Recipe:
     "A recipe by name, with `changes`"
     if not isinstance(recipe, Recipe):
-        hint = did_you_mean(recipe, RECIPES) or f'; there are {", ".join(RECIPES)}'
-        if recipe not in RECIPES: raise InputError(recipe, f'no such recipe{hint}')
+        if recipe not in RECIPES:
+            hint = did_you_mean(recipe, RECIPES) or f'; there are {", ".join(RECIPES)}'
+            raise InputError(recipe, f'no such recipe{hint}')
         recipe = RECIPES[recipe]
     unknown = set(changes) - {f.name for f in fields(Recipe)}
     if unknown: raise InputError(recipe.name, f'a recipe has no field {", ".join(sorted(unknown))}')

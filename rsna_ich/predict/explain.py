@@ -10,15 +10,13 @@ __all__ = ['FINER', 'BLUR', 'LEVEL', 'HEIGHTS', 'MAP_MEASURES', 'NEAR', 'draws_m
            'score_maps', 'judge_maps']
 
 # %% ../../nbs/predict/06_explain.ipynb #d905dfd5
-from functools import lru_cache
-
 import numpy as np
 import pandas as pd
 
 from ..data.crop import uncrop
 from ..labels import SUBTYPES
 from ..metrics import bootstrap_interval
-from .outline import Segmenter
+from .outline import shipped_segmenter
 from .predictor import are_pictures
 
 # %% ../../nbs/predict/06_explain.ipynb #9e775705
@@ -97,9 +95,6 @@ def _blurred(pictures, sigma):
 # %% ../../nbs/predict/06_explain.ipynb #f6d148ee
 BLUR = 1/256 # of the picture's longer side: about 1 mm
 
-@lru_cache(1)
-def _own_segmenter(): return Segmenter()
-
 def point_out(
     predictor, # A `Predictor`
     hu, # int16 HU of one series in order, (n, h, w), any size
@@ -111,7 +106,7 @@ def point_out(
 ) -> np.ndarray: # float32, (slices, h, w), between 0 and 1
     "Where the map of any and the outlining network agree on blood; raises `InputError` where a network draws no map"
     maps = draw_maps(predictor, hu, at, z_mm, pixel_mm, finer)[:, 0]
-    likely = (segmenter or _own_segmenter()).likely(hu, pixel_mm, at)
+    likely = (segmenter or shipped_segmenter(predictor.options['threads'])).likely(hu, pixel_mm, at)
     blur = BLUR*max(maps.shape[1:])
     return _blurred(maps*likely, blur).clip(0, 1)
 

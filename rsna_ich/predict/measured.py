@@ -23,7 +23,7 @@ from ..data.upright import pixel_mm
 from ..labels import SUBTYPES
 from ..model.series import MIN_SLICES
 from .folder import Predictions
-from .outline import Segmenter
+from .outline import shipped_segmenter
 from .volume import volumes_ml
 
 # %% ../../nbs/predict/11_measured.ipynb #117aca7b
@@ -155,7 +155,7 @@ def measured(self:Predictions,
 ) -> Predictions: # With `ML` in `studies`, `masks`, and a sentence more in `about`
     "Outline and measure the blood of the studies that are called positive"
     if self.table is None: raise ValueError('these predictions do not know where their pixels are')
-    segmenter = segmenter or Segmenter()
+    segmenter = segmenter or shipped_segmenter()
     studies = _called(self)
     journal = Journal(keep and keep/'outlines.jsonl', _outline_key(self, segmenter))
     todo = studies.iloc[len(journal.entries):]

@@ -278,6 +278,12 @@ def _store(
     else: typer.echo(f'{len(build_store(slices, dest, size, encoding, jobs)):,} slices in {dest}')
     return _lost_in(dest)
 
+# %% ../nbs/04_cli.ipynb #e22152fa
+def _check_file(path):
+    "Raise an `InputError` for what is no file"
+    if path.is_dir(): raise InputError(path, 'is a folder where one file is wanted')
+    if not path.is_file(): raise InputError(path, 'no such file')
+
 # %% ../nbs/04_cli.ipynb #b00e10c1
 @command('Data', 'show slice.dcm --out slice.png')
 def _show(
@@ -287,7 +293,7 @@ def _show(
     "Draw a DICOM file with its main header tags"
     from rsna_ich.core import atomic_path
     from rsna_ich.judge.study import show_slice, slice_tags
-    if not file.is_file(): raise InputError(file, 'no such file')
+    _check_file(file)
     figure = show_slice(file)
     with atomic_path(out) as p: figure.savefig(p, format='png')
     for name,value in slice_tags(file).items(): typer.echo(f'{name}: {value}')
@@ -634,7 +640,7 @@ def _submit(
     "Write a submission in the order of the competition's sample"
     from rsna_ich.labels import SUBTYPES, read_table, write_submission
     path = predictions/'slices.csv' if predictions.is_dir() else predictions
-    if not path.is_file(): raise InputError(path, 'no such file')
+    _check_file(path)
     slices = read_table(path)
     lacking = [name for name in ('image_id', 'status', *SUBTYPES) if name not in slices]
     if lacking: raise InputError(path, f'not the slices.csv of ich predict: it has no column {lacking[0]}')

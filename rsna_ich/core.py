@@ -268,9 +268,9 @@ def progress(
     unit:str='it', # What one item is
     **kwargs
 ):
-    "A tqdm bar over `items`, on stderr; silent while notebooks are tested and where `ICH_QUIET` is set"
+    "A tqdm bar over `items`, on stderr; silent while notebooks are tested, where `ICH_QUIET` is set, and where there is nothing to do"
     quiet = bool(os.environ.get('IN_TEST') or os.environ.get('ICH_QUIET'))
-    return tqdm(items, total=total, desc=desc, unit=unit, disable=quiet, **kwargs)
+    return tqdm(items, total=total, desc=desc, unit=unit, disable=quiet or total == 0, **kwargs)
 
 # %% ../nbs/00_core.ipynb #9dab0da5
 def _data_folders():

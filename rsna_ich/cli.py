@@ -373,13 +373,6 @@ def _export(bundle):
     try: export_onnx(bundle)
     except InputError as e: typer.echo(f'no ONNX plans, so predictions will take torch and longer: {e}', err=True)
 
-def _second_stage(specificity):
-    "What gives a finished model its second stage"
-    def finish(bundle, folder):
-        from rsna_ich.learn.second_stage import finish_run
-        finish_run(folder, specificity)
-    return finish
-
 # %% ../nbs/04_cli.ipynb #6e9a35c8
 @command('Training', 'train competition --recipe ours-cpu --out run')
 def _train(
@@ -398,11 +391,11 @@ def _train(
     "Train a recipe on a competition folder"
     from rsna_ich.learn.published import get_recipe
     chosen = get_recipe(recipe)
+    from rsna_ich.learn.second_stage import give_second_stage
     from rsna_ich.learn.training import train as run
-    finish = _second_stage(chosen.specificity) if chosen.second_stage else None
     loggers = tuple(filter(None, loggers.split(',')))
     bundle = run(competition, recipe, out, fraction, epochs, size, jobs, bs=batch, folds=folds, loggers=loggers,
-                 pretrained=pretrained, finish=finish)
+                 pretrained=pretrained, finish=give_second_stage)
     _export(bundle)
     typer.echo((bundle/'README.md').read_text(encoding='utf-8'))
     typer.echo(f'bundle: {bundle}')

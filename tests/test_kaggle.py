@@ -140,7 +140,10 @@ def test_train_within_limits(tmp_path, monkeypatch):
     # The clock may strike between the training and the second stage
     calls = []
     monkeypatch.setattr('rsna_ich.learn.second_stage.add_second_stage', lambda *args: calls.append(args))
-    assert train(get_recipe(recipe, second_stage=True)) == bundle
+    described = json.loads((bundle/'config.json').read_text())
+    described['recipe']['second_stage'] = True
+    (bundle/'config.json').write_text(json.dumps(described))
+    assert train(recipe) == bundle
     (which, held, specificity, embeddings), = calls
     assert (which, specificity) == (bundle, recipe.specificity) and len(held) == len(embeddings) > 0
     assert (bundle/'model.safetensors').stat().st_mtime_ns == weights

@@ -118,9 +118,10 @@ def curves_from_start(
 
 def _train(competition, recipe, folder, n_jobs):
     "The bundle of a training run, with its ONNX plans, and its curves from epoch 0 on"
+    from rsna_ich.learn.second_stage import give_second_stage
     from rsna_ich.learn.training import Run, train, training_data
     from rsna_ich.predict.onnx import export_onnx, has_onnx
-    bundle = train(competition, recipe, folder, n_jobs=n_jobs)
+    bundle = train(competition, recipe, folder, n_jobs=n_jobs, finish=give_second_stage)
     if not has_onnx(bundle): export_onnx(bundle)
     if (folder/'curves_from_start.csv').exists(): return bundle
     store,labels,_ = training_data(competition, folder, recipe.store_size, n_jobs, recipe.crop)

@@ -258,15 +258,14 @@ def _small_store(found, dest, scratch, recipe, gigabytes, n_jobs):
 # %% ../../nbs/apps/02_kaggle.ipynb #9eaecfa6
 def _train(competition, recipe, dest, scratch, gigabytes, n_jobs):
     "Store, model and second stage, each where it is not there yet"
+    from rsna_ich.learn.second_stage import give_second_stage
     from rsna_ich.learn.training import Run
     bundle = dest/'bundle'
     if not (bundle/'config.json').exists():
         store,labels = _small_store(find_competition(competition), dest, scratch, recipe, gigabytes, n_jobs)
         about = f'{store.slices.patient_id.nunique():,} patients of {Path(competition).name!r}'
         Run(store, labels, recipe, dest, trained_on=about).train()
-    if recipe.second_stage:
-        from rsna_ich.learn.second_stage import finish_run
-        finish_run(dest, recipe.specificity)
+    give_second_stage(bundle, dest)
     return bundle
 
 # %% ../../nbs/apps/02_kaggle.ipynb #384647c1

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/second_stage.html.md"""
 
 # %% auto #0
 __all__ = ['LOGITS', 'RATES', 'CANDIDATES', 'Series', 'held_out_series', 'vary', 'SequencePlan', 'fit_sequence', 'cross_validate',
-           'compare_networks', 'add_second_stage', 'finish_run']
+           'compare_networks', 'add_second_stage', 'finish_run', 'keep_second_stage', 'give_second_stage']
 
 # %% ../../nbs/learn/16_second_stage.ipynb #113ba9f9
 import warnings
@@ -28,9 +28,9 @@ from .losses import WeightedBCE
 from .training import calibrate
 from ..metrics import Calibration, sigmoid
 from ..model.bundle import read_config
-from ..model.net import load_bundle, save_bundle
-from ..model.sequence import SequenceMean, SequenceModel, apply_sequence
-from ..model.series import check_held_out, fit_study, model_features, pool_series, training_record
+from ..model.net import find_weights, load_bundle, save_bundle
+from ..model.sequence import SequenceMean, SequenceModel, apply_sequence, load_sequence
+from ..model.series import MIN_SLICES, check_held_out, fit_study, model_features, pool_series, training_record
 
 # %% ../../nbs/learn/16_second_stage.ipynb #0c11be3c
 @dataclass
@@ -304,17 +304,17 @@ def _fit_studies(held, probabilities):
     return fit_study(pooled.groupby(study).max().loc[truth.index].to_numpy(), truth.to_numpy('float64'))
 
 # %% ../../nbs/learn/16_second_stage.ipynb #70c00050
-def _card(bundle, measured):
+def _card(bundle, measured, how='cross-validated on the held-out patients'):
     "The bundle's card with what was measured"
     losses = 'log loss {first_stage:.4f} without, {second_stage:.4f} with it'.format(**measured)
     fate = 'it is part of this bundle' if measured['kept'] else 'it is left out'
-    return (Path(bundle)/'README.md').read_text() + f'\nSecond stage (cross-validated on the held-out patients): {losses}; {fate}.\n'
+    return (Path(bundle)/'README.md').read_text() + f'\nSecond stage ({how}): {losses}; {fate}.\n'
 
-def _judged(held, corrected, specificity):
-    "Calibration and operating point with the second stage, and the losses without and with it"
+def _judged(held, corrected, specificity, start=None):
+    "Calibration and operating point with the second stage, and the losses without and with it; where slices are few, those of the bundle it went on from are believed"
     truth = held[SUBTYPES].to_numpy('float64')
-    found = calibrate(corrected, truth, specificity)
-    before = calibrate(held[LOGITS].to_numpy('float64'), truth, specificity)['held_out']['log_loss']
+    found = calibrate(corrected, truth, specificity, start and start['second_stage'])
+    before = calibrate(held[LOGITS].to_numpy('float64'), truth, specificity, start)['held_out']['log_loss']
     after = found['held_out']['log_loss']
     return found,dict(first_stage=before, second_stage=after, kept=bool(after < before))
 
@@ -358,3 +358,48 @@ def finish_run(
     run = Path(run)
     if 'second_stage' in read_config(run/'bundle'): return None
     return add_second_stage(run/'bundle', pd.read_parquet(run/'held_out.parquet'), specificity, np.load(run/'embeddings.npy'), **kwargs)
+
+# %% ../../nbs/learn/16_second_stage.ipynb #e8dcd728
+def _corrected_by(model, held, embeddings):
+    "Logits of held-out slices after a second stage that is there already, (rows, 6); short series keep theirs"
+    out = held[LOGITS].to_numpy('float64', copy=True)
+    for series in held_out_series(held, embeddings):
+        if len(series.rows) >= MIN_SLICES: out[series.rows] = series.corrected(model)
+    return out
+
+def keep_second_stage(
+    bundle, # A bundle's folder; rewritten
+    start, # The bundle that its network went on from
+    held, # As in `add_second_stage`
+    embeddings, # As in `add_second_stage`
+    specificity:float=.9 # Wanted of `any` at the operating point
+) -> dict|None: # What was measured; None where there is none that fits, or no series of `MIN_SLICES` slices to judge by
+    "Give a bundle the second stage of the bundle that it went on from and keep it if it helps"
+    second = load_sequence(start)
+    if second is None or second.network['embedding'] not in (0, embeddings.shape[1]): return None
+    if held.groupby('series_id').size().max() < MIN_SLICES: return None
+    theirs = read_config(start)
+    model,config = load_bundle(bundle)
+    checked = _check_patients(bundle, config, held)
+    corrected = _corrected_by(second, held, embeddings)
+    found,losses = _judged(held, corrected, specificity, theirs)
+    measured = losses | dict(checked=checked, kept_from=theirs['name'])
+    more = found | dict(network=second.network, study=theirs['second_stage'].get('study')) if losses['kept'] else {}
+    card = _card(bundle, measured, f'that of {theirs["name"]!r}, tried on the held-out patients')
+    save_bundle(bundle, model, config | dict(second_stage=measured | more), card, sequence=second.state_dict() if losses['kept'] else None)
+    return measured
+
+# %% ../../nbs/learn/16_second_stage.ipynb #8ec7ea4d
+def give_second_stage(
+    bundle, # The bundle of a finished run
+    run # The run's folder
+) -> dict|None: # What was measured; None where there was nothing to do
+    "Train a run's second stage if its recipe wants one, or try that of the bundle which it went on from"
+    config = read_config(bundle)
+    recipe = config['recipe']
+    if 'second_stage' in config: return None
+    if recipe['second_stage']: return finish_run(run, recipe['specificity'])
+    start = find_weights(recipe['backbone'], recipe['pretrained'])
+    if start is None or not start.is_dir(): return None
+    held,embeddings = pd.read_parquet(Path(run)/'held_out.parquet'), np.load(Path(run)/'embeddings.npy')
+    return keep_second_stage(bundle, start, held, embeddings, recipe['specificity'])

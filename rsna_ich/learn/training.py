@@ -644,7 +644,8 @@ def claimed(self:_Order):
     "Train in a folder that is this run's; one that could not begin leaves no note"
     fresh = first_alone(claim_run, self.folder, self.description())
     bundle = self.folder/'bundle'
-    if (bundle/('config.json' if self.single else 'ensemble.json')).exists() and not self.finish: return bundle
+    unfinished = self.finish and not (self.folder/'finished').exists()
+    if (bundle/('config.json' if self.single else 'ensemble.json')).exists() and not unfinished: return bundle
     try: return self.train()
     except InputError:
         begun = any(self.folder.rglob('stage_?*.*'))

@@ -206,7 +206,7 @@ def _download(
 def _check(
     folder:Path, # A competition folder, or a folder or zip of DICOM files
     out:Path|None=None, # Folder for quality.md, quality.csv and the slices tables; only printed unless given
-    pixels:bool=False, # Decode every slice too
+    pixels:bool|None=None, # Decode every slice too, as ich predict does; unless given, of at most 2,000 files
     jobs:int=2 # Processes
 ):
     "Report what is unreadable, odd or leaking in a folder"
@@ -429,11 +429,12 @@ def _predictor(*args, **kwargs):
 
 def _say_found(found, out):
     "What was found in a folder, in a few lines"
+    from rsna_ich.predict.folder import lost_in_words
     from rsna_ich.predict.worklist import urgent_in_words
     ok = found.slices.status.eq('ok')
     studies = found.slices.study_id[ok].nunique()
     counts = f'{_n(ok.sum(), "slice")} of {_n(studies, "study", "studies")}, {int(found.slices.positive.sum()):,} called positive'
-    typer.echo(f'{counts}; {_n(len(found.left_out), "file")} left out; {found.seconds:.1f} s')
+    typer.echo(f'{counts}; {lost_in_words(found.lost)}; {found.seconds:.1f} s')
     if found.skipped: typer.echo(f'not looked into, being no slices by name: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
     named = found.left_out.path.astype(str).str.lower()
     if not ok.any() and named.str.endswith(('.png', '.jpg', '.jpeg')).any(): typer.echo('there are pictures in it: ich predict --pictures reads them')
@@ -459,7 +460,8 @@ def _refuse_written(out, overwrite):
 def _predict_archive(predictor, folder, out, jobs):
     "Predict an archive and say what came of it; the exit status"
     with _writing(out): done = predictor.predict_archive(folder, out, jobs)
-    typer.echo(f'{_n(done.slices, "slice")} of {_n(done.studies, "study", "studies")}, {done.positive:,} called positive; {_n(done.left_out, "file")} left out')
+    slices = f' ({_n(done.lost_slices, "slice")})' if done.lost_slices != done.left_out else ''
+    typer.echo(f'{_n(done.slices, "slice")} of {_n(done.studies, "study", "studies")}, {done.positive:,} called positive; {_n(done.left_out, "file")} left out{slices}')
     typer.echo(predictor.about_slices(read=True))
     typer.echo(f'tables: {out}')
     return _lost_in(out)

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 
+from rsna_ich.core import real_data
 from rsna_ich.data.quality import check_folder
 from rsna_ich.data.slices import frame_rows, read_slices
 from rsna_ich.data.upright import read_series
@@ -236,3 +237,35 @@ def test_identifiers_are_text(tmp_path):
     table = read_slices(tmp_path/'in', save=tmp_path/'t.parquet')
     again = pd.read_parquet(tmp_path/'t.parquet')
     for t in table, again: assert set(t.patient_id) == {'00123', 'NA', '1e5'} and {'1.1', '1.10', '1.20'} == set(t.image_id)
+
+
+def in_frames(slices, **tags):
+    "Slices as one enhanced file"
+    ds = ct(0, np.stack(slices), SOPClassUID='1.2.840.10008.5.1.4.1.1.2.1', NumberOfFrames=len(slices), ImagePositionPatient=None, **tags)
+    ds.PerFrameFunctionalGroupsSequence = []
+    for i in range(len(slices)):
+        place, frame = Dataset(), Dataset()
+        place.ImagePositionPatient = [0, 0, 5*i]
+        frame.PlanePositionSequence = [place]
+        ds.PerFrameFunctionalGroupsSequence.append(frame)
+    return ds
+
+
+def test_check_and_predict_name_the_same_files(tmp_path):
+    folder = tmp_path/'in'
+    blank = np.full((SIZE, SIZE), -1000, np.int16)
+    write(stack(4), folder)
+    write([in_frames([head(0), blank, head(10)], SOPInstanceUID='1.2.9.1', SeriesInstanceUID='1.2.9'),
+           in_frames([blank, blank], SOPInstanceUID='1.2.9.2', SeriesInstanceUID='1.2.8'),
+           ct(0, SOPInstanceUID='1.2.9.3', SeriesInstanceUID='1.2.7', RescaleType='US')], folder, 'odd{}.dcm')
+    (folder/'cut.dcm').write_bytes((folder/'00.dcm').read_bytes()[:-40])
+    for name in 'hostile', 'awkward':
+        for path in real_data(name).iterdir() if real_data(name) else []: (folder/path.name).symlink_to(path)
+    checked, found = check_folder(folder), Predictor().predict(folder, 1)
+    named = dict(zip(found.left_out.path, found.left_out.reason))
+    assert named == dict(zip(checked.left_out.path, checked.left_out.status))
+    made = {os.path.basename(path): why for path, why in named.items() if os.path.basename(path)[:3] in ('odd', 'cut')}
+    assert made['odd0.dcm'].endswith('no picture (frame 2 of 3)') and made['odd1.dcm'].endswith('no picture')
+    assert made['odd2.dcm'] == 'its values are not HU by its own header (RescaleType US)' and 'truncated' in made['cut.dcm']
+    assert found.lost.files == len(named) and found.lost.in_part == 1 and found.lost.slices == len(named) + 1
+    assert f'{len(named)} files left out, 1 of them in part ({len(named) + 1} slices)' in repr(found)

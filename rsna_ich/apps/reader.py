@@ -25,8 +25,8 @@ from ..judge.study import Study, slice_tags
 from ..judge.viewers import write_volume
 from ..labels import SUBTYPES
 from ..predict.explain import draws_maps, point_out
-from ..predict.folder import rounded_ml
-from ..predict.look import counted
+from ..data.quality import left_out_rows
+from ..predict.folder import counted, rounded_ml
 from ..predict.outline import shipped_segmenter
 from ..predict.volume import measure_masks
 from ..predict.worklist import study_in_words, write_worklist
@@ -95,8 +95,8 @@ def _write_outlines(study, bits, spacing, folder, mask_file, about):
 # %% ../../nbs/apps/05_reader.ipynb #8e828a76
 def _left_out(found, study_id):
     "(file, reason) of what was left out of a study"
-    lost = found.slices[found.slices.study_id.eq(study_id) & found.slices.status.ne('ok')]
-    return [(Path(str(path)).name, why) for path,why in zip(lost.path, lost.status)]
+    lost = left_out_rows(found.rows(found.slices.index[found.slices.study_id.eq(study_id)]))
+    return [(Path(str(path)).name, why) for path,why in lost.itertuples(index=False)]
 
 def _study_entry(found, row):
     "What is known of a study without its pictures"

@@ -77,6 +77,12 @@ def _own_reason(header):
     own = str(header.get('SeriesDescription', '')).startswith(RESULT_SERIES) and header.get('Modality') != 'CT'
     return 'a result of this package, not a slice' if own else None
 
+# %% ../../nbs/data/05_slices.ipynb #bbd83039
+def _unit_reason(quirks):
+    "Why values are no HU by their own header, or None"
+    other = [quirk.partition(': ')[2] for quirk in quirks if quirk.startswith('not HU')]
+    return f'its values are not HU by its own header (RescaleType {other[0]})' if other else None
+
 # %% ../../nbs/data/05_slices.ipynb #629fda03
 _ID = re.compile(r'ID_\w+$')
 
@@ -183,7 +189,7 @@ def _row(
     place = _place(header)
     normal = None if place['nz'] is None else (place['nx'], place['ny'], place['nz'])
     quirks = [*quirks, *_geometry_quirks(header, place), *_patient_quirks(header), *_header_quirks(header)]
-    status = _own_reason(header) or kind_reason or reason or _view_reason(header, normal) or 'ok'
+    status = _own_reason(header) or kind_reason or reason or _view_reason(header, normal) or _unit_reason(quirks) or 'ok'
     return _identifiers(header, path, folder) | _measures(header) | _belongings(header) | place | dict(
         frame=frame, quirks='; '.join(quirks), status=status)
 
@@ -643,7 +649,7 @@ def read_slices(
         shutil.rmtree(parts.parent, ignore_errors=True)
     return table
 
-_LAYOUT = 4 # of what is cached: another number after each change of what the rows say
+_LAYOUT = 5 # of what is cached: another number after each change of what the rows say
 
 def files_key(
     files, # What `list_slices` gave

@@ -207,7 +207,7 @@ def eda_report(
 ) -> EdaReport:
     "Draw everything about `folder` that it has data for: PNG files and one self-contained page in `out`"
     out = Path(out)
-    quality = check_folder(folder, n_jobs, save=out)
+    quality = check_folder(folder, n_jobs, save=out, pixels=False)
     quality.save(out/'quality.md')
     slices = quality.slices
     labels,bad_labels = _labels_of(folder, labels)

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/predict/archive.html.md"""
 
 # %% auto #0
 __all__ = ['PORTION_SLICES', 'TRIES', 'FEW_PORTIONS', 'portions', 'series_rows', 'finish_portion', 'predict_portions',
-           'ArchiveTables', 'left_out_rows', 'by_urgency', 'write_archive']
+           'ArchiveTables', 'by_urgency', 'write_archive']
 
 # %% ../../nbs/predict/09_archive.ipynb #57836d12
 from concurrent.futures import BrokenExecutor
@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import InputError, atomic_path
-from .folder import SLICE_COLUMNS, STUDY_COLUMNS, open_journal
+from ..data.quality import left_out_rows
+from .folder import SLICE_COLUMNS, STUDY_COLUMNS, count_lost, open_journal
 
 # %% ../../nbs/predict/09_archive.ipynb #55261f4d
 PORTION_SLICES = 400 # slices of a portion, about
@@ -116,17 +117,11 @@ class ArchiveTables(NamedTuple):
     slices:int # That were read
     studies:int # With a row
     positive:int # Slices called positive
-    left_out:int # Files
+    left_out:int # Files, wholly or in part
+    lost_slices:int # In them
 
 def _append(table, file, first):
     table.to_csv(file, index=False, header=first, float_format='%.6f')
-
-def left_out_rows(
-    slices # As `slices_table` gives it
-) -> pd.DataFrame: # path reason
-    "The files that were not read"
-    lost = slices[slices.status.ne('ok')]
-    return pd.DataFrame([*zip(lost.path, lost.status)], columns=['path', 'reason'])
 
 def by_urgency(
     studies # STUDY_COLUMNS
@@ -140,16 +135,18 @@ def write_archive(
     found # Iterator of pairs: slices as `slices_table` gives them, and their studies as `studies_table` does
 ) -> ArchiveTables:
     "slices.csv and left_out.csv as they come, studies.csv in the end; all three whole or not at all"
-    out,studies,counts = Path(out),[],np.zeros(3, int)
+    out = Path(out)
+    studies = []
+    counts = np.zeros(4, int)
     with atomic_path(out/'slices.csv') as slices_path, atomic_path(out/'left_out.csv') as lost_path, atomic_path(out/'studies.csv') as studies_path:
         with open(slices_path, 'w', encoding='utf-8', newline='') as slices_file, open(lost_path, 'w', encoding='utf-8', newline='') as lost_file:
             for k,(slices,some) in enumerate(found):
-                lost = left_out_rows(slices)
                 _append(slices[SLICE_COLUMNS], slices_file, not k)
-                _append(lost, lost_file, not k)
+                _append(left_out_rows(slices), lost_file, not k)
                 if len(some): studies.append(some)
-                counts += [len(slices) - len(lost), slices.positive.sum(), len(lost)]
+                lost = count_lost(slices)
+                counts += [len(slices) - lost.slices, slices.positive.sum(), lost.files, lost.slices]
         table = pd.concat(studies, ignore_index=True) if studies else pd.DataFrame(columns=STUDY_COLUMNS)
         _append(by_urgency(table), studies_path, True)
-    read,positive,lost = counts.tolist()
-    return ArchiveTables(out, read, len(table), positive, lost)
+    read,positive,files,slices = counts.tolist()
+    return ArchiveTables(out, read, len(table), positive, files, slices)

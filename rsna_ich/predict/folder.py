@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/predict/folder.html.md"""
 
 # %% auto #0
 __all__ = ['SLICE_COLUMNS', 'GEOMETRY', 'STUDY_COLUMNS', 'find_slices', 'side_files', 'state_of_files', 'Frame', 'Found',
-           'read_frames', 'by_size', 'open_journal', 'slices_table', 'key_slices', 'study_warnings', 'studies_table',
-           'rounded_ml', 'Predictions']
+           'read_frames', 'by_size', 'open_journal', 'slices_table', 'counted', 'Lost', 'count_lost', 'lost_in_words',
+           'key_slices', 'study_warnings', 'studies_table', 'rounded_ml', 'Predictions']
 
 # %% ../../nbs/predict/03_folder.ipynb #5722c8bd
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import pandas as pd
 from ..core import Journal, a_few, atomic_path
 from ..data.files import list_files
 from ..data.likeness import no_picture
-from ..data.quality import explain_quirk, warnings_of
+from ..data.quality import explain_quirk, left_out_rows, warnings_of
 from ..data.slices import files_key, frame_rows, read_slices
 from ..data.upright import read_series
 from ..labels import SUBTYPES, write_submission
@@ -66,22 +66,15 @@ class Found(NamedTuple):
 def _frames(row, hu):
     "The pictures that a row stands for"
     if hu.ndim == 2: return [Frame(int(row), 0, hu)]
-    return [Frame(int(row), k+1, o) for k,o in enumerate(hu)]
-
-def _refused(rows):
-    "Rows that are not read, as {row: reason}"
-    why = rows.status.where(rows.status.ne('ok'))
-    derived = rows.quirks.fillna('').str.contains('not HU', regex=False)
-    return why.fillna(pd.Series('its values are not HU by its own header (RescaleType)', rows.index)[derived]).dropna().to_dict()
+    return [Frame(int(row), k, one) for k,one in enumerate(hu, 1)]
 
 def read_frames(
     rows # The rows of one series in a slices table
 ) -> tuple: # A list of `Frame`, and a list of `Found` for the rows without any
     "All pictures of a series, upright and with square pixels"
-    refused = _refused(rows)
     frames = []
-    failed = [Found(int(row), why) for row,why in refused.items()]
-    good = rows[~rows.index.isin(list(refused))]
+    good = rows[rows.status.eq('ok')]
+    failed = [Found(int(row), why) for row,why in rows.status.drop(good.index).items()]
     for row,hu in zip(good.index, read_series(good)):
         why = getattr(hu, 'reason', str(hu)) if isinstance(hu, Exception) else no_picture(hu)
         if why: failed.append(Found(int(row), why))
@@ -92,8 +85,8 @@ def by_size(
     frames # A list of `Frame`
 ) -> list: # Of lists of `Frame`
     "Frames parted by the size of their pictures: a series may hold more than one"
-    sizes = dict.fromkeys(o.hu.shape for o in frames)
-    return [[o for o in frames if o.hu.shape == size] for size in sizes]
+    sizes = dict.fromkeys(frame.hu.shape for frame in frames)
+    return [[frame for frame in frames if frame.hu.shape == size] for size in sizes]
 
 # %% ../../nbs/predict/03_folder.ipynb #162619c5
 def open_journal(
@@ -102,7 +95,7 @@ def open_journal(
 ) -> tuple: # The `Journal`, and {number of a series: list of `Found`} of what it holds
     "The journal of a run, and what earlier runs found"
     journal = Journal(folder and Path(folder)/'finished.jsonl', key)
-    return journal, {k: [Found(*o) for o in found] for k,found in journal.entries}
+    return journal, {k: [Found(*one) for one in found] for k,found in journal.entries}
 
 # %% ../../nbs/predict/03_folder.ipynb #7c2e4347
 SLICE_COLUMNS = ['image_id', 'study_id', 'series_id', 'slice_index', *SUBTYPES, 'positive', 'status', 'path', 'quirks'] # of slices.csv
@@ -114,16 +107,51 @@ def slices_table(
     found:list # Of `Found`, for all its rows
 ) -> pd.DataFrame: # SLICE_COLUMNS, patient_id and GEOMETRY, in the order of `table`
     "What was found, one row a picture"
-    found = sorted(found, key=lambda o: (table.index.get_loc(o.row), o.number))
+    found = sorted(found, key=lambda one: (table.index.get_loc(one.row), one.number))
     kept = ['image_id', 'study_id', 'series_id', 'slice_index', 'path', 'quirks', 'patient_id', *GEOMETRY]
-    out = table.reindex(columns=kept).loc[[o.row for o in found]]
+    out = table.reindex(columns=kept).loc[[one.row for one in found]]
     out = out.reset_index(drop=True)
-    out['image_id'] = [f'{name}#{o.number}' if o.number else name for name,o in zip(out.image_id, found)]
-    out['quirks'] = ['; '.join(filter(None, (quirks, o.quirks))) for quirks,o in zip(out.quirks.fillna(''), found)]
-    out[SUBTYPES] = np.array([o.probabilities or _NOTHING for o in found], 'float64').reshape(-1, len(SUBTYPES))
-    out['positive'] = pd.array([o.positive for o in found], dtype='Int64')
-    out['frame'] = [o.number or frame for o,frame in zip(found, out.frame.fillna(0).astype(int))]
-    return out.assign(status=[o.status for o in found], path=out.path.astype(str))[[*SLICE_COLUMNS, 'patient_id', *GEOMETRY]]
+    out['image_id'] = [f'{name}#{one.number}' if one.number else name for name,one in zip(out.image_id, found)]
+    out['quirks'] = ['; '.join(filter(None, (quirks, one.quirks))) for quirks,one in zip(out.quirks.fillna(''), found)]
+    out[SUBTYPES] = np.array([one.probabilities or _NOTHING for one in found], 'float64').reshape(-1, len(SUBTYPES))
+    out['positive'] = pd.array([one.positive for one in found], dtype='Int64')
+    out['frame'] = [one.number or frame for one,frame in zip(found, out.frame.fillna(0).astype(int))]
+    return out.assign(status=[one.status for one in found], path=out.path.astype(str))[[*SLICE_COLUMNS, 'patient_id', *GEOMETRY]]
+
+# %% ../../nbs/predict/03_folder.ipynb #5dfe5d1e
+def counted(
+    n:int, # How many
+    one:str, # What one is called
+    many:str|None=None # What several are called, where that does not end in s
+) -> str: # '1 study', '1,200 files'
+    "`n` things in words"
+    return f'{n:,} {one if n == 1 else many or one + "s"}'
+
+# %% ../../nbs/predict/03_folder.ipynb #4924f0cc
+class Lost(NamedTuple):
+    "How much of some files was left out"
+    files:int # Of which at least one slice was not read
+    in_part:int # Of these, those of which others were read
+    slices:int # That were not read
+    of:int # Files in all
+
+def count_lost(
+    slices # Rows of slices.csv
+) -> Lost:
+    "How many files and slices were left out"
+    bad = slices.status.ne('ok')
+    files = set(slices.path[bad])
+    return Lost(len(files), len(files & set(slices.path[~bad])), int(bad.sum()), slices.path.nunique())
+
+def lost_in_words(
+    lost:Lost, # As `count_lost` gives it
+    of_all:bool=False # Say of how many files, too?
+) -> str: # '2 files left out', '1 of 3 files left out in part (5 slices)'
+    "What was left out, in files, and in slices where that is another number"
+    what = f'{lost.files:,} of {counted(lost.of, "file")}' if of_all else counted(lost.files, 'file')
+    part = '' if not lost.in_part else ' in part' if lost.in_part == lost.files else f', {lost.in_part:,} of them in part'
+    slices = f' ({counted(lost.slices, "slice")})' if lost.slices != lost.files else ''
+    return f'{what} left out{part}{slices}'
 
 # %% ../../nbs/predict/03_folder.ipynb #c906e89d
 def key_slices(
@@ -144,8 +172,9 @@ def study_warnings(
     rows # Of one study, as `slices_table` gives them
 ) -> str: # Sentences, with semicolons between
     "What a reader should know before believing what is said of a study"
-    lost = rows.status[rows.status.ne('ok')]
-    left = [f'{len(lost)} of {len(rows)} files left out ({a_few(lost.unique(), 2)})'] if len(lost) else []
+    lost = count_lost(rows)
+    why = a_few(rows.status[rows.status.ne('ok')].unique(), 2)
+    left = [f'{lost_in_words(lost, of_all=True)}: {why}'] if lost.files else []
     return '; '.join([*left, *_quirk_words(rows)])
 
 # %% ../../nbs/predict/03_folder.ipynb #5d02e237
@@ -154,11 +183,11 @@ STUDY_COLUMNS = ['study_id', 'patient_id', 'n_slices', *SUBTYPES, 'positive', 'k
 def _study_row(rows, key, combine):
     "What is said of one study"
     read = rows[rows.status.eq('ok')].sort_values('slice_index', kind='stable')
-    series = [o[SUBTYPES].to_numpy() for _,o in read.groupby('series_id', sort=False, dropna=False)]
+    series = [some[SUBTYPES].to_numpy() for _,some in read.groupby('series_id', sort=False, dropna=False)]
     positive = int(read.positive.max()) if len(read) else None
     probabilities = combine(series, bool(positive)) if series else _NOTHING
     return dict(study_id=rows.study_id.iloc[0], patient_id=rows.patient_id.iloc[0], n_slices=len(read), **dict(zip(SUBTYPES, probabilities)),
-                positive=positive, key_slice=key, n_left_out=len(rows) - len(read), warnings=study_warnings(rows))
+                positive=positive, key_slice=key, n_left_out=count_lost(rows).files, warnings=study_warnings(rows))
 
 def studies_table(
     slices, # As `slices_table` gives it
@@ -167,7 +196,7 @@ def studies_table(
     "One row a study, the most urgent first"
     keys = slices.image_id[key_slices(slices)].set_axis(key_slices(slices).index)
     known = slices[slices.study_id.ne('')] # files without a header, in a folder of their own, have no study
-    rows = [_study_row(o, keys.get(study), combine) for study,o in known.groupby('study_id', sort=False)]
+    rows = [_study_row(some, keys.get(study), combine) for study,some in known.groupby('study_id', sort=False)]
     studies = pd.DataFrame(rows, columns=STUDY_COLUMNS).astype(dict(positive='Int64'))
     return studies.sort_values(['positive', 'any'], ascending=False, kind='stable', na_position='last', ignore_index=True)
 
@@ -192,6 +221,9 @@ class Predictions:
     reader:object = None # Function of a path to HU, where the files are no DICOM
     masks:dict|None = None # {label of a slice: what is outlined on it}, where that was asked for
     outlined_by:str = '' # The network that did it
+
+    @property
+    def lost(self): return count_lost(self.slices)
 
     def submission(self):
         "Six probabilities of each image that was read"

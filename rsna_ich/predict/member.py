@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from ..model.bundle import read_config
 from ..core import InputError
+from ..data.dicom import HU_FLOOR
 from ..labels import SUBTYPES
 from ..metrics import Calibration, sigmoid
 from ..data.neighbours import neighbour_rows
@@ -55,8 +56,10 @@ def turned(
     degrees:float # To the left
 ) -> np.ndarray: # int16 HU, (n, H, W)
     "Each slice turned about its centre"
-    from scipy import ndimage
-    return ndimage.rotate(hu, degrees, axes=(-1, -2), reshape=False, order=1, mode='constant', cval=-1024, output='int16')
+    from PIL import Image
+    pictures = (Image.fromarray(one.astype('float32')) for one in hu)
+    found = [np.asarray(picture.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=HU_FLOOR)) for picture in pictures]
+    return np.rint(found).astype('int16').reshape(hu.shape)
 
 # %% ../../nbs/predict/02_member.ipynb #620062fb
 PORTIONS = 4 # of a series for each thread, so that none ends long before the others

@@ -17,12 +17,13 @@ from fastcore.basics import patch
 
 from ..core import Journal, atomic_path, progress
 from ..data.crop import crop_resize, head_box, uncrop
-from ..data.nifti import write_nifti
+from ..data.nifti import check_nifti, write_nifti
+from ..data.quality import left_out_rows
 from ..data.upright import pixel_mm
 from ..data.windowing import get_windowing
 from ..metrics import sigmoid
 from ..model.bundle import default_bundle
-from .archive import left_out_rows, series_rows
+from .archive import series_rows
 from .folder import by_size, find_slices, read_frames, state_of_files
 from .onnx import load_unet_onnx
 from .volume import VOLUME_MEASURES, measure_masks
@@ -133,6 +134,7 @@ def measure_folder(
     masks:bool=False # Write each series' mask as NIfTI too?
 ) -> pd.DataFrame: # kind, `VOLUME_MEASURES`, study_id, series_id, n_slices and mask
     "How much blood a network outlines in each series of a folder; goes on where it was stopped; raises `InputError`"
+    if masks: check_nifti()
     segmenter = segmenter or shipped_segmenter()
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)

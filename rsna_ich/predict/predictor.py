@@ -22,15 +22,16 @@ from ..core import DISCLAIMER, InputError, atomic_path, progress
 from ..data.dicom import HU_FLOOR
 from ..data.files import files_stamp
 from ..data.likeness import unlike_head
+from ..data.quality import left_out_rows
 from ..data.crop import crop_resize, head_box, whole_box
 from ..data.upright import pixel_mm
 from ..labels import SUBTYPES
 from ..metrics import shift_prior
 from ..model.bundle import bundle_prior, find_bundle, read_ensemble, read_members
 from ..model.series import MIN_SLICES, study_probability
-from .archive import PORTION_SLICES, left_out_rows, predict_portions, write_archive
-from .folder import (SLICE_COLUMNS, Found, Predictions, by_size, find_slices, read_frames, side_files,
-                                     slices_table, state_of_files, studies_table)
+from .archive import PORTION_SLICES, predict_portions, write_archive
+from .folder import (SLICE_COLUMNS, Found, Predictions, by_size, find_slices, read_frames,
+                                     side_files, slices_table, state_of_files, studies_table)
 from .look import show_slices # and `Predictions.show_worst` with it
 from .measured import about_volumes # and `Predictions.measured` with it
 from .member import Member, check_views, in_portions

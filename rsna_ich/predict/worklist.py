@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 
 from ..core import a_few, progress
+from ..data.quality import left_out_rows
 from ..data.upright import pixel_mm
 from ..data.windowing import BONE, BRAIN, SUBDURAL, apply_window
 from ..labels import SUBTYPES
 from ..page import figure, grid, html_table, page, paragraph, picture, section, write_page
 from .explain import draws_maps, inside, outline, point_out, who_answers
-from .look import counted, in_short
+from .folder import count_lost, counted, lost_in_words
+from .look import in_short
 from .measured import named_kinds
 
 # %% ../../nbs/predict/07_worklist.ipynb #e72e9f92
@@ -236,9 +238,11 @@ def _legend(view):
 
 def _left_out_of(found, study_id):
     "What of a study was left out, and why"
-    lost = found.slices[found.slices.study_id.eq(study_id) & found.slices.status.ne('ok')]
-    table = pd.DataFrame(dict(file=[Path(str(path)).name for path in lost.path], reason=lost.status.to_list()))
-    return f'<details><summary>{counted(len(lost), "file")} left out</summary>{html_table(table.head(50), words=True)}</details>' if len(lost) else ''
+    slices = found.rows(found.slices.index[found.slices.study_id.eq(study_id)])
+    lost = left_out_rows(slices)
+    if not len(lost): return ''
+    table = lost.assign(path=[Path(str(path)).name for path in lost.path]).rename(columns=dict(path='file'))
+    return f'<details><summary>{lost_in_words(count_lost(slices))}</summary>{html_table(table.head(50), words=True)}</details>'
 
 def _point(predictor, slices, found):
     "The operating point of a study's longest series"

@@ -32,7 +32,9 @@ CENTRE = (0., -18., 10.) # mm, about the middle of the head: heads turn and scal
 def _maps():
     "Grey matter, white matter and brain mask of MNI152 at 1 mm, from nilearn's wheel"
     from nilearn.datasets import load_mni152_brain_mask, load_mni152_gm_template, load_mni152_wm_template
-    return [np.asarray(f(resolution=1).dataobj, dtype='float32') for f in (load_mni152_gm_template, load_mni152_wm_template, load_mni152_brain_mask)]
+    loaders = load_mni152_gm_template,load_mni152_wm_template,load_mni152_brain_mask
+    images = [load(resolution=1) for load in loaders]
+    return [np.asarray(image.dataobj, dtype='float32') for image in images]
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #dc5dfcd8
 def _inner_table(
@@ -47,10 +49,16 @@ def _inner_table(
     hull = ndi.distance_transform_edt(grown) > radius
     for k in range(hull.shape[2]):
         z = 2*(k-pad) - ORIGIN[2]
-        if z > -26 and hull[..., k].sum() > 100: hull[..., k] |= convex_hull_image(hull[..., k])
-    hull = (ndi.gaussian_filter(hull.astype('float32'), 2) > .5) | padded
-    distance = 2*(ndi.distance_transform_edt(~hull) - ndi.distance_transform_edt(hull))
-    return ndi.gaussian_filter(distance, 1.25)[pad:-pad, pad:-pad, pad:-pad].astype('float32')
+        section = hull[..., k] # a view
+        if z <= -26 or section.sum() <= 100: continue
+        section |= convex_hull_image(section)
+    smooth = ndi.gaussian_filter(hull.astype('float32'), 2)
+    hull = (smooth > .5) | padded
+    outside = ndi.distance_transform_edt(~hull)
+    inside = ndi.distance_transform_edt(hull)
+    distance = 2*(outside - inside) # mm
+    inner = (slice(pad, -pad),)*3
+    return ndi.gaussian_filter(distance, 1.25)[inner].astype('float32')
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #c74c1fc5
 def _ventricles(
@@ -59,36 +67,63 @@ def _ventricles(
     brain # Brain mask, same grid
 ):
     "Which voxels are ventricle, as bool"
-    x,y,z = np.meshgrid(*[np.arange(n, dtype='float32')-o for n,o in zip(SHAPE, ORIGIN)], indexing='ij', sparse=True)
-    upper = (z > -8) & (z < 40) & (abs(x) < 34) & (depth > 24) & ~((y < -27) & (abs(x) < 9) & (z < 8))
-    fourth = (z <= -8) & (abs(x) < 9) & (y < -36) & (y > -58)
-    label,n = ndi.label((tissue < .5) & (brain > .5) & (upper | fourth))
-    return (np.bincount(label.ravel()) > 300)[label] & (label > 0)
+    voxels = np.ogrid[tuple(slice(0., size) for size in SHAPE)]
+    x,y,z = (index - origin for index,origin in zip(voxels, ORIGIN)) # mm
+    def between(low, values, high): return (values > low) & (values < high)
+    narrow = abs(x) < 9
+    cistern = (y < -27) & narrow & (z < 8) # behind the midbrain
+    upper = between(-8, z, 40) & (abs(x) < 34)
+    upper = upper & (depth > 24) & ~cistern
+    fourth = (z <= -8) & narrow & between(-58, y, -36)
+    fluid = (tissue < .5) & (brain > .5)
+    label,_ = ndi.label(fluid & (upper | fourth))
+    large = np.bincount(label.ravel()) > 300 # mm³
+    return large[label] & (label > 0)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #d2f49cd9
 def make_atlas() -> dict: # Name to float32 array, channel first, (channels, z, y, x)
     "Work the atlas out from the MNI152 maps (about ten seconds)"
     grey,white,brain = _maps()
-    tissue = np.clip(grey+white, 0, 1)*ndi.gaussian_filter(brain, .7)
-    coarse = brain[::2, ::2, ::2] > .5
+    every_second = (slice(None, None, 2),)*3
+    matter = np.clip(grey+white, 0, 1)
+    tissue = matter*ndi.gaussian_filter(brain, .7)
+    coarse = brain[every_second] > .5
     table = _inner_table(coarse)
-    beyond = ndi.gaussian_filter(2*ndi.distance_transform_edt(~coarse), .5).astype('float32')
-    depth = -ndi.zoom(table, [s/t for s,t in zip(SHAPE, table.shape)], order=1)
+    mm_beyond = 2*ndi.distance_transform_edt(~coarse)
+    beyond = ndi.gaussian_filter(mm_beyond, .5).astype('float32')
+    finer = np.divide(SHAPE, table.shape)
+    depth = -ndi.zoom(table, finer, order=1)
     ventricle = _ventricles(tissue, depth, brain).astype('float32')
-    normal = np.stack(np.gradient(ndi.gaussian_filter(table, 2)))[:, ::2, ::2, ::2]
-    normal /= np.linalg.norm(normal, axis=0)+1e-6
     round_it = np.clip(2.5*ndi.gaussian_filter(ventricle, 6), 0, 1)
-    maps = dict(tissue=np.stack([tissue, white/(grey+white+1e-3), ndi.gaussian_filter(ventricle, 1)]),
-                coarse=np.stack([table, beyond, round_it[::2, ::2, ::2]]), normal=normal)
-    return {k: np.ascontiguousarray(v.transpose(0, 3, 2, 1), dtype='float32') for k,v in maps.items()}
+    white_share = white/(grey+white+1e-3)
+    soft_ventricle = ndi.gaussian_filter(ventricle, 1)
+    fine_maps = np.stack([tissue, white_share, soft_ventricle])
+    coarse_maps = np.stack([table, beyond, round_it[every_second]])
+    maps = dict(tissue=fine_maps, coarse=coarse_maps, normal=_outward(table))
+    return {name: _channel_first(values) for name,values in maps.items()}
+
+def _outward(
+    table # Signed distance to the inner table on the 2 mm grid
+):
+    "The direction in which it grows, as unit vectors on a 4 mm grid"
+    slope = np.stack(np.gradient(ndi.gaussian_filter(table, 2)))
+    normal = slope[:, ::2, ::2, ::2]
+    normal /= np.linalg.norm(normal, axis=0)+1e-6
+    return normal
+
+def _channel_first(values):
+    "(channels, x, y, z) as contiguous float32 (channels, z, y, x)"
+    return np.ascontiguousarray(values.transpose(0, 3, 2, 1), dtype='float32')
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #176f2272
 ATLAS_VERSION = 2
 
 def cache_dir() -> Path:
     "Where things that can be made again are kept: `ICH_CACHE`, else `rsna_ich` in the user's cache folder"
-    home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')
-    return Path(os.environ.get('ICH_CACHE') or home/'rsna_ich')
+    own = os.environ.get('ICH_CACHE')
+    if own: return Path(own)
+    home = os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache'
+    return Path(home)/'rsna_ich'
 
 @lru_cache(maxsize=1)
 def load_atlas() -> dict: # Name to float32 tensor, (1, channels, z, y, x)
@@ -96,7 +131,8 @@ def load_atlas() -> dict: # Name to float32 tensor, (1, channels, z, y, x)
     path = cache_dir()/f'atlas_{ATLAS_VERSION}.npz'
     if not path.exists():
         with atomic_path(path) as p: np.savez_compressed(p, **make_atlas())
-    with np.load(path) as f: return {k: torch.from_numpy(f[k])[None] for k in f.files}
+    with np.load(path) as file: arrays = dict(file)
+    return {name: torch.from_numpy(values)[None] for name,values in arrays.items()}
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #e25bff73
 PIXEL = 1.3 # mm, spacing of the grid on which anatomy is drawn
@@ -110,15 +146,25 @@ def scan_grid(
     planes:int=3 # Thin planes a slice
 ) -> torch.Tensor: # Points in mm, (slices*planes, ROWS, COLS, 3); column 0 is the patient's right, row 0 the front
     "The points at which a scan looks into the head"
-    offsets = (np.arange(planes) - (planes-1)/2)/planes*thickness
-    zz = torch.tensor((np.asarray(z)[:, None] + offsets).ravel(), dtype=torch.float32)
-    v = (ROWS/2 - .5 - torch.arange(ROWS, dtype=torch.float32))*PIXEL
-    x = (COLS/2 - .5 - torch.arange(COLS, dtype=torch.float32))*PIXEL
-    t = np.deg2rad(tilt)
-    shape = len(zz),ROWS,COLS
-    y = (CENTRE[1] + v*np.cos(t))[None, :, None]
-    z = zz[:, None, None] + (v*np.sin(t))[None, :, None]
-    return torch.stack([o.expand(shape) for o in (x, y, z)], -1)
+    steps = np.arange(planes) - (planes-1)/2
+    offsets = steps/planes*thickness
+    levels = np.asarray(z)[:, None] + offsets
+    table_z = torch.tensor(levels.reshape(-1, 1, 1), dtype=torch.float32)
+    v = _middle_out(ROWS)[None, :, None] # mm in the tilted plane, to the front
+    angle = np.deg2rad(tilt)
+    x = _middle_out(COLS)
+    y = CENTRE[1] + v*np.cos(angle)
+    z = table_z + v*np.sin(angle)
+    shape = len(table_z),ROWS,COLS
+    axes = [axis.expand(shape) for axis in (x, y, z)]
+    return torch.stack(axes, -1)
+
+def _middle_out(
+    size:int # Pixels along an axis
+) -> torch.Tensor: # mm from the middle of the picture, falling
+    "Where the middles of an axis's pixels lie"
+    index = torch.arange(size, dtype=torch.float32)
+    return (size/2 - .5 - index)*PIXEL
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #99f72017
 def sample(
@@ -127,7 +173,8 @@ def sample(
 ) -> torch.Tensor: # (channels, ..., rows, cols)
     "Trilinear values of `volume` at the points `q`"
     scale = torch.tensor([2./(s-1) for s in SHAPE])
-    grid = (q + torch.tensor(ORIGIN, dtype=torch.float32))*scale - 1
+    origin = torch.tensor(ORIGIN, dtype=torch.float32)
+    grid = (q + origin)*scale - 1
     return F.grid_sample(volume, grid[None], mode='bilinear', padding_mode='border', align_corners=True)[0]
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #54c278e0
@@ -140,17 +187,19 @@ def smooth_noise(
 ) -> torch.Tensor: # (channels, planes, rows, cols), mean 0 and standard deviation about 1
     "Random fields that vary over about `length` millimetres"
     n = int(280/length) + 4
-    field = torch.from_numpy(rng.standard_normal((1, channels, n, n, n), dtype='float32'))
+    numbers = rng.standard_normal((1, channels, n, n, n), dtype='float32')
+    field = torch.from_numpy(numbers)
     if length >= 12:
         field = F.interpolate(field, scale_factor=3, mode='trilinear', align_corners=True)
         field = F.avg_pool3d(field, 3, 1, 1, count_include_pad=False)
     field = field/field.std()
     step = 1 if fine else 4 if length >= 12 else 2
-    out = F.grid_sample(field, (q[:, ::step, ::step]/140.)[None], mode='bilinear', padding_mode='reflection', align_corners=True)[0]
+    grid = q[:, ::step, ::step]/140.
+    out = F.grid_sample(field, grid[None], mode='bilinear', padding_mode='reflection', align_corners=True)[0]
     if step == 1: return out
     rows,cols = q.shape[1:3]
-    up = F.interpolate(out.transpose(0, 1), scale_factor=step, mode='bilinear', align_corners=False)[..., :rows, :cols]
-    return up.transpose(0, 1)
+    finer = F.interpolate(out.transpose(0, 1), scale_factor=step, mode='bilinear', align_corners=False)
+    return finer[..., :rows, :cols].transpose(0, 1)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #c3b8cd8e
 def vector(
@@ -167,7 +216,9 @@ def ellipsoid(
 ) -> torch.Tensor: # 1 on the surface, 0 at the centre
     "Distance from `centre` in units of the ellipsoid's radius"
     turn = torch.eye(3) if rotation is None else vector(rotation)
-    return torch.linalg.vector_norm((q - vector(centre))@(turn/vector(radii)), dim=-1)
+    to_units = turn/vector(radii)
+    away = q - vector(centre)
+    return torch.linalg.vector_norm(away@to_units, dim=-1)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #16f112f5
 def capsule(
@@ -176,10 +227,12 @@ def capsule(
     end # mm, (3,)
 ) -> torch.Tensor: # mm
     "Distance from the segment between `start` and `end`"
-    a = vector(start)
-    b = vector(end)
-    t = ((q-a)@(b-a)/((b-a)@(b-a))).clamp(0, 1)
-    return (q - a - t[..., None]*(b-a)).norm(dim=-1)
+    first = vector(start)
+    along = vector(end) - first
+    away = q - first
+    share = away@along/(along@along) # of the way to the end, at the nearest point
+    share = share.clamp(0, 1)[..., None]
+    return (away - share*along).norm(dim=-1)
 
 def paint(
     hu, # HU before
@@ -199,8 +252,10 @@ def box_of(
     "Which points lie in a box"
     inside = None
     for axis,(a,b) in enumerate(zip(low, high)):
-        v = q[..., axis].abs() if mirror and axis == 0 else q[..., axis]
-        here = (v > float(a)) & (v < float(b))
+        v = q[..., axis]
+        if mirror and axis == 0: v = v.abs()
+        above = v > float(a)
+        here = above & (v < float(b))
         inside = here if inside is None else inside & here
     return inside
 
@@ -210,8 +265,11 @@ def extents_of(
 ) -> list: # Pairs of lowest and highest coordinates in each plane, in each row and in each column, (n, 3)
     "The box that each plane, row and column of a grid spans"
     axes = [axis.contiguous() for axis in q.unbind(-1)]
-    def spanned(dims): return tuple(torch.stack([end(axis, dims) for axis in axes], -1) for end in (torch.amin, torch.amax))
-    return [spanned(dims) for dims in ((1, 2), (0, 2), (0, 1))]
+    def corner(end, others):
+        ends = [end(axis, others) for axis in axes]
+        return torch.stack(ends, -1)
+    other_axes = (1, 2),(0, 2),(0, 1)
+    return [(corner(torch.amin, others), corner(torch.amax, others)) for others in other_axes]
 
 def block_of(
     extents:list, # From `extents_of`
@@ -221,9 +279,12 @@ def block_of(
     "A block of a grid outside which no point lies in a box"
     block = []
     for least,most in extents:
-        there = torch.nonzero(((most >= vector(low)) & (least <= vector(high))).all(1))[:, 0].tolist()
+        reaches = most >= vector(low)
+        overlaps = reaches & (least <= vector(high))
+        there = torch.nonzero(overlaps.all(1)).flatten().tolist()
         if not there: return None
-        block.append(slice(there[0], there[-1] + 1))
+        last = there[-1]
+        block.append(slice(there[0], last + 1))
     return tuple(block)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #14137b7a
@@ -248,12 +309,15 @@ class Head:
         self.points = points
         self.atlas = load_atlas()
         self.q = self._pose(points, nod)
-        self.skull_q = self.q = self.q + self._warp(90, .6, 2)
-        self.table,self.beyond,self.around = sample(self.atlas['coarse'], self.skull_q)
-        self.table = self.table - self.rng.uniform(-2, 1)
+        self.q = self.q + self._warp(90, .6, 2)
+        self.skull_q = self.q
+        table,self.beyond,self.around = self._look_up('coarse')
+        self.table = table - self.rng.uniform(-2, 1)
         self.depth = -self.table
-        self.normal = sample(self.atlas['normal'], self.skull_q).permute(1, 2, 3, 0)
-        self.q = self.q + self._warp(28, .5, 1.8) + self._warp(14, 0, .6)
+        self.normal = _channel_last(self._look_up('normal'))
+        coarse = self._warp(28, .5, 1.8)
+        fine = self._warp(14, 0, .6)
+        self.q = self.q + coarse + fine
         self.age = self.uniform(0, 1)
         self.push = torch.zeros_like(self.q)
         self.pressed = torch.zeros_like(self.depth)
@@ -261,27 +325,66 @@ class Head:
 
     def uniform(self, low, high): return float(self.rng.uniform(low, high))
     def chance(self, p): return self.rng.random() < p
-    def noise(self, length, q=None): return smooth_noise(self.rng, self.q if q is None else q, length)[0]
+    def noise(self, length, q=None):
+        "A smooth field with that typical length in mm, at the head's points or at `q`"
+        if q is None: q = self.q
+        return smooth_noise(self.rng, q, length)[0]
+
+@patch
+def _look_up(self:Head, name):
+    "Maps of the atlas at this skull's points, (channels, planes, rows, cols)"
+    return sample(self.atlas[name], self.skull_q)
+
+def _channel_last(field): return field.permute(1, 2, 3, 0)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #6ed8fdac
 @patch
 def _warp(self:Head, length, low, high):
-    return smooth_noise(self.rng, self.q, length, 3).permute(1, 2, 3, 0)*self.uniform(low, high)
+    "A smooth displacement in mm, as strong as a number between `low` and `high`"
+    field = smooth_noise(self.rng, self.q, length, 3)
+    return _channel_last(field)*self.uniform(low, high)
 
 @patch
 def _pose(self:Head, points, nod):
+    "The points as the atlas knows them: turned, scaled and moved as this patient is"
     wild = 2.5 if self.chance(.12) else 1 # patients who cannot lie straight
-    rotation = rotation_matrix(self.rng.normal(0, [6, 4, 7])*[1, wild, wild] + [nod, 0, 0])
-    scale = self.rng.uniform([.92, .92, .92], [1.07, 1.07, 1.05])*self.uniform(.95, 1.05)
+    usual = self.rng.normal(0, [6, 4, 7])
+    degrees = usual*[1, wild, wild]
+    rotation = vector(rotation_matrix(degrees + [nod, 0, 0]))
+    sides = self.rng.uniform([.92, .92, .92], [1.07, 1.07, 1.05])
+    scale = vector(sides*self.uniform(.95, 1.05))
     shift = np.append(self.rng.normal(0, 4, 2), 0)
-    return (points - vector(CENTRE) - vector(shift))@vector(rotation)/vector(scale) + vector(CENTRE)
+    from_centre = points - vector(CENTRE) - vector(shift)
+    return from_centre@rotation/scale + vector(CENTRE)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #ff5a2ad7
 @patch(as_prop=True)
-def xyz(self:Head): return self.q.unbind(-1)
+def xyz(self:Head):
+    "Where the points lie in the atlas, one array a coordinate"
+    return self.q.unbind(-1)
 
 @patch(as_prop=True)
-def mirrored(self:Head): return self.q*torch.where(self.q[..., :1] < 0, vector([-1, 1, 1]), vector([1, 1, 1]))
+def inside(self:Head): return self.depth > 0
+
+@patch(as_prop=True)
+def not_ventricle(self:Head): return 1 - self.ventricle.clamp(0, 1)
+
+@patch(as_prop=True)
+def above_base(self:Head):
+    "0 at the base of the brain, 1 above it"
+    return sigmoid((self.q[..., 2] + 20)/6)
+
+@patch(as_prop=True)
+def under_table(self:Head):
+    "0 outside the inner table, 1 from a millimetre or two below it"
+    return sigmoid((self.depth - .4)/.4)
+
+@patch(as_prop=True)
+def mirrored(self:Head):
+    "The points with those of the left side folded onto the right"
+    on_left = self.q[..., :1] < 0
+    fold = vector([-1, 1, 1])
+    return self.q*torch.where(on_left, fold, 1)
 
 @patch(as_prop=True)
 def extents(self:Head):
@@ -293,11 +396,17 @@ def extents(self:Head):
 def _shrink(head:Head):
     "Where each point of a brain of this age came from: smaller brain, larger ventricles"
     centre = vector((0, -15, 12))
-    shrink = head.uniform(-.035, .02) + head.uniform(.2, 1)*.06*head.age**2
-    q = centre + (head.q + head.push - centre)*(1 + shrink)
-    near = ellipsoid(q, (0, -12, 16), (24, 38, 20)).square()
-    widen = head.uniform(-.1, .12) + head.uniform(.2, 1)*.65*head.age**1.5
-    return centre + (q - centre)*(1 - widen*torch.exp(-near/2))[..., None]
+    individual = head.uniform(-.035, .02)
+    with_age = head.uniform(.2, 1)*.06
+    shrink = individual + with_age*head.age**2
+    from_centre = head.q + head.push - centre
+    q = centre + from_centre*(1 + shrink)
+    far = ellipsoid(q, (0, -12, 16), (24, 38, 20)).square() # from the ventricles
+    individual = head.uniform(-.1, .12)
+    with_age = head.uniform(.2, 1)*.65
+    widen = individual + with_age*head.age**1.5
+    share = 1 - widen*torch.exp(-far/2)
+    return centre + (q - centre)*share[..., None]
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #879e4aca
 def _sulci(head:Head, q):
@@ -305,30 +414,41 @@ def _sulci(head:Head, q):
     x,_,z = head.xyz
     reach = head.uniform(12, 26)
     length = head.uniform(7, 11)
-    width = head.uniform(.2, 1.6) + head.uniform(0, 1.8)*head.age
-    sheet = sigmoid((width*(1 - head.depth/reach) - head.noise(length, q).abs()*length*.6)/.35)
-    return sheet*(head.depth > 0)*(head.depth < reach)*(x.abs() > 2)*sigmoid((z+25)/6)*(head.around < .1)
+    individual = head.uniform(.2, 1.6)
+    width = individual + head.uniform(0, 1.8)*head.age
+    half = width*(1 - head.depth/reach)
+    away = head.noise(length, q).abs()*length*.6 # mm from the sheet, about
+    sheet = sigmoid((half - away)/.35)
+    lateral = x.abs() > 2
+    there = head.inside & (head.depth < reach) & lateral
+    above = sigmoid((z+25)/6) # the base
+    return sheet*there*above*(head.around < .1)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #7fde6014
 def _press(head:Head, tissue):
     "`tissue` with the fluid pressed out of sulci and fissures (not the ventricles) where a mass is near"
-    where = head.pressed*sigmoid((head.q[..., 2] + 20)/6)*(1 - head.ventricle.clamp(0, 1))*(head.depth > 0)
+    where = head.pressed*head.above_base*head.not_ventricle*head.inside
     head.sulci = head.sulci*(1-where)
     return tissue + (1-tissue)*where
 
 def _fill_rim(head:Head, tissue):
     "`tissue`, in six brains of ten filling the skull: hardly any fluid between cortex and bone"
     if not head.chance(.6): return tissue
-    near = sigmoid((head.uniform(3, 10) - head.depth)/1.5)*head.uniform(.4, 1)
-    return tissue + (1 - tissue)*near*sigmoid((head.depth - .4)/.4)*sigmoid((head.q[..., 2] + 20)/6)
+    reach = head.uniform(3, 10) # mm
+    near = sigmoid((reach - head.depth)/1.5)*head.uniform(.4, 1)
+    return tissue + (1 - tissue)*near*head.under_table*head.above_base
 
 def _close_behind(head:Head, tissue):
     "`tissue`, in eight brains of ten with hardly any fluid between the hemispheres behind and above the corpus callosum, where cortex lies against the falx"
     if not head.chance(.8): return tissue
     x,y,z = head.q.unbind(-1)
-    front = (-50 + .8*(z-5).clamp(min=0)).clamp(max=-20) # mm: behind the splenium, and farther in front the higher up
-    near = sigmoid(head.uniform(2, 6) - x.abs())*sigmoid((front - y)/4)*sigmoid((z+5)/3)*head.uniform(.4, 1)
-    return tissue + (1 - tissue)*near*sigmoid((head.depth - .4)/.4)*(1 - head.ventricle.clamp(0, 1))
+    height = (z-5).clamp(min=0)
+    front = (-50 + .8*height).clamp(max=-20) # mm: behind the splenium, and farther in front the higher up
+    at_midline = sigmoid(head.uniform(2, 6) - x.abs())
+    behind = sigmoid((front - y)/4)
+    above = sigmoid((z+5)/3)
+    near = at_midline*behind*above*head.uniform(.4, 1)
+    return tissue + (1 - tissue)*near*head.under_table*head.not_ventricle
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #37908f20
 def add_brain(
@@ -336,20 +456,37 @@ def add_brain(
 ):
     "Grey and white matter, ventricles, cisterns and sulci"
     q = _shrink(head)
-    tissue,head.white,head.ventricle = sample(head.atlas['tissue'], q)
-    head.threshold = head.uniform(.42, .66) + head.uniform(0, .36)*head.age + head.noise(40)*.05
-    head.softness = head.uniform(.05, .11)
-    head.map = tissue
-    brain = sigmoid((tissue - head.threshold)/head.softness)*sigmoid((head.depth - .4)/.4)
+    head.map,head.white,head.ventricle = sample(head.atlas['tissue'], q)
+    brain = _averaged(head)
     head.sulci = _sulci(head, q)
-    head.tissue = _close_behind(head, _fill_rim(head, _press(head, brain*(1 - .9*head.sulci))))
-    fluid = head.uniform(1, 10)
+    furrowed = brain*(1 - .9*head.sulci)
+    tissue = _press(head, furrowed)
+    tissue = _fill_rim(head, tissue)
+    head.tissue = _close_behind(head, tissue)
+    fluid = head.uniform(1, 10) # HU
+    space = 1 - head.tissue
+    head.hu = paint(_matter(head), space, fluid)
+    head.cisterns = space*head.inside*head.not_ventricle
+
+def _averaged(head:Head):
+    "Where the atlas is brain, 0 to 1: sets how thick tissue must be for that, which is how wide the sulci are"
+    individual = head.uniform(.42, .66)
+    with_age = head.uniform(0, .36)*head.age
+    head.threshold = individual + with_age + head.noise(40)*.05
+    head.softness = head.uniform(.05, .11)
+    above = (head.map - head.threshold)/head.softness
+    return sigmoid(above)*head.under_table
+
+def _matter(head:Head):
+    "HU of grey and white matter: white is darker, and darker still round the ventricles of the old"
     grey = head.uniform(34, 41)
-    matter = grey - head.uniform(5, 11)*sigmoid((head.white - .5)/head.uniform(.12, .25))
-    matter = matter - head.uniform(0, 12)*head.age**2*head.around*head.white
-    matter = matter + head.noise(14)*head.uniform(.2, 1) + head.noise(5)*head.uniform(0, .8)
-    head.hu = paint(matter, 1 - head.tissue, fluid)
-    head.cisterns = (1 - head.tissue)*(head.depth > 0)*(1 - head.ventricle.clamp(0, 1))
+    darker = head.uniform(5, 11)
+    whiter = (head.white - .5)/head.uniform(.12, .25)
+    matter = grey - darker*sigmoid(whiter)
+    small_vessels = head.uniform(0, 12)*head.age**2
+    matter = matter - small_vessels*head.around*head.white
+    matter = matter + head.noise(14)*head.uniform(.2, 1)
+    return matter + head.noise(5)*head.uniform(0, .8)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #291f1d55
 def tube(
@@ -364,15 +501,22 @@ def tube(
 ):
     "A vessel on one side or both"
     ends = np.array([start, end])
-    box = ends.min(0) - radius - 4, ends.max(0) + radius + 4
-    block = block_of(head.extents, *box)
+    low = ends.min(0) - radius - 4
+    high = ends.max(0) + radius + 4
+    block = block_of(head.extents, low, high)
     if block is None: return
-    near = box_of(head.q[block], *box, mirror=True) & (head.q[block][..., 0]*side >= 0)
-    q = head.q[block][near]
+    q = head.q[block]
+    on_side = q[..., 0]*side >= 0
+    near = box_of(q, low, high, mirror=True) & on_side
+    x,y,z = q[near].unbind(-1)
+    folded = torch.stack([x.abs(), y, z], -1)
+    away = capsule(folded, start, end)
     depth = head.depth[block][near]
+    there = (depth > 1) & (depth < deepest)
+    mask = sigmoid((radius - away)/soft)*there
     hu_there = head.hu[block] # a view
-    mask = sigmoid((radius - capsule(torch.stack([q[:, 0].abs(), q[:, 1], q[:, 2]], -1), start, end))/soft)*(depth > 1)*(depth < deepest)
-    hu_there[near] = paint(hu_there[near], mask*.9, hu)
+    before = hu_there[near]
+    hu_there[near] = paint(before, mask*.9, hu)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #667d285c
 VEINS = [ # start, end and radius in mm
@@ -395,33 +539,53 @@ def _add_falx(head, dura):
     front = head.uniform(.5, 1) if head.chance(.38) else -.6 # half its thickness in mm; below 0 it is too thin to be seen
     back = head.uniform(.5, 1.2) if head.chance(.88) else -.3
     half = front + (back-front)*behind
-    reach = head.uniform(10, 30)*(1-behind) + head.uniform(40, 62)*behind # mm below the skull
-    sheet = sigmoid((half - (x-bend).abs())/.35)*sigmoid((reach - head.depth)/3)
-    there = (z > -12) & ((y > 20) | (z > 18) | (y < -40)) & (head.depth > 0)
+    reach = head.uniform(10, 30)*(1-behind) # mm below the skull
+    reach = reach + head.uniform(40, 62)*behind
+    away = (x-bend).abs()
+    sheet = sigmoid((half - away)/.35)
+    sheet = sheet*sigmoid((reach - head.depth)/3)
+    round_callosum = (y > 20) | (z > 18) | (y < -40)
+    there = (z > -12) & round_callosum & head.inside
     head.hu = paint(head.hu, sheet*there, dura)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #f23d051b
 def _add_tentorium(head, dura):
     "The tentorium: a roof over the cerebellum that slopes down to both sides, more or less bright"
     x,y,z = head.xyz
-    sheet = sigmoid((head.uniform(.5, .9) - (z - 2 + .45*x.abs()).abs()*.9)/.4)
-    there = (y < -34) & (y > -92) & (head.depth > 0)
-    head.hu = paint(head.hu, sheet*there*head.uniform(.3, 1), dura)
+    half = head.uniform(.5, .9) # of its thickness, mm
+    fall = .45*x.abs() # mm, of the roof towards the sides
+    away = (z - 2 + fall).abs()*.9
+    sheet = sigmoid((half - away)/.4)
+    there = (y < -34) & (y > -92) & head.inside
+    brightness = head.uniform(.3, 1)
+    head.hu = paint(head.hu, sheet*there*brightness, dura)
 
 def _add_sagittal_sinus(head, vein):
     "The vein along the upper edge of the falx, three-sided in a cross-section"
     x,y,z = head.xyz
-    inside = sigmoid((head.uniform(2.5, 4.5) - (x.abs()*.8 + head.depth*.55))/.6)
-    there = ((z > 0) | (y < -40)) & ((y < 10) | (z > 30)) & (head.depth > 0)
+    away = x.abs()*.8 + head.depth*.55
+    inside = sigmoid((head.uniform(2.5, 4.5) - away)/.6)
+    not_below = (z > 0) | (y < -40)
+    not_in_front = (y < 10) | (z > 30)
+    there = not_below & not_in_front & head.inside
     head.hu = paint(head.hu, inside*there, vein)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #879efd12
 def _add_vessels(head, vein):
     "Transverse sinuses, deep veins and the arteries of the base; now and then one middle cerebral artery is dense"
-    tube(head, (4, -96, -10), (58, -62, -26), head.uniform(2.5, 4), .6, vein, deepest=9)
-    for start,end,radius in VEINS: tube(head, start, end, radius*head.uniform(.7, 1.3), .5, vein)
-    for start,end,radius in ARTERIES: tube(head, start, end, radius*head.uniform(.6, 1.2), .4, head.uniform(40, 58))
-    if head.chance(.04): tube(head, *ARTERIES[1], .4, head.uniform(62, 80), side=int(head.rng.choice([-1, 1])))
+    transverse = (4, -96, -10),(58, -62, -26)
+    tube(head, *transverse, head.uniform(2.5, 4), .6, vein, deepest=9)
+    for start,end,radius in VEINS:
+        wide = radius*head.uniform(.7, 1.3)
+        tube(head, start, end, wide, .5, vein)
+    for start,end,radius in ARTERIES:
+        wide = radius*head.uniform(.6, 1.2)
+        tube(head, start, end, wide, .4, head.uniform(40, 58))
+    if not head.chance(.04): return
+    middle_cerebral = ARTERIES[1]
+    dense = head.uniform(62, 80)
+    side = int(head.rng.choice([-1, 1]))
+    tube(head, *middle_cerebral, .4, dense, side=side)
 
 def add_meninges(
     head:Head # Changed: `hu`
@@ -441,7 +605,9 @@ def sutures(
 ) -> tuple: # mm, (...) each: in front of the coronal suture, right of the sagittal, in front of the lambdoid
     "Signed distances to the sheets in which the great sutures of the skull lie"
     x,y,z = q.unbind(-1)
-    return y - 10 - .08*(60-z),x,y + 85 - .35*x.abs()
+    coronal = y - 10 - .08*(60-z)
+    lambdoid = y + 85 - .35*x.abs()
+    return coronal,x,lambdoid
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #f27540fa
 def suture_distance(
@@ -450,47 +616,91 @@ def suture_distance(
 ) -> torch.Tensor: # mm, (...)
     "Distance to the nearest suture"
     _,y,z = q.unbind(-1)
-    coronal,sagittal,lambdoid = (d + wiggle for d in sutures(q))
+    coronal,sagittal,lambdoid = (mm + wiggle for mm in sutures(q))
     far = torch.full_like(y, 99.)
-    lines = coronal,torch.where((y < 12) & (y > -85) & (z > 30), sagittal, far),torch.where((z < 62) & (z > -35), lambdoid, far)
-    return torch.stack([d.abs() for d in lines]).amin(0)
+    on_top = (y < 12) & (y > -85) & (z > 30)
+    behind = (z < 62) & (z > -35)
+    sagittal = torch.where(on_top, sagittal, far)
+    lambdoid = torch.where(behind, lambdoid, far)
+    lines = [mm.abs() for mm in (coronal, sagittal, lambdoid)]
+    return torch.stack(lines).amin(0)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #beaacdcb
 def _blend(a, b, mm):
     "The union of two shapes, given by their distances, with a fillet of about `mm` where they meet"
-    share = (.5 + .5*(b-a)/mm).clamp(0, 1)
-    return b + (a-b)*share - mm*share*(1-share)
+    share = .5 + .5*(b-a)/mm
+    share = share.clamp(0, 1)
+    fillet = mm*share*(1-share)
+    return b + (a-b)*share - fillet
 
 def _face(head):
     "mm outside face, nose and neck"
     q = head.skull_q
-    front = ellipsoid(q, (0, 28, -75), (66, 72, 70))*68 - 68
-    neck = ellipsoid(q, (0, -50, -95), (64, 62, 80))*63 - 63
-    nose = capsule(q, (0, 86, -24), (0, 104, -56)) - head.uniform(6, 11)
+    front = ellipsoid(q, (0, 28, -75), (66, 72, 70))
+    front = front*68 - 68 # mm, about
+    neck = ellipsoid(q, (0, -50, -95), (64, 62, 80))
+    neck = neck*63 - 63
+    ridge = capsule(q, (0, 86, -24), (0, 104, -56))
+    nose = ridge - head.uniform(6, 11)
     return _blend(_blend(front, neck, 30), nose, 12)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #2bc3de1d
+def _skull_thickness(head):
+    "mm of bone at each point: more behind and at the forehead, less at the temples"
+    x,y,z = head.skull_q.unbind(-1)
+    thickness = head.uniform(5, 10) + head.noise(30)*.7
+    behind = sigmoid((-y-80)/5)
+    thickness = thickness + head.uniform(0, 3)*behind
+    forehead = sigmoid((y-55)/6)
+    thickness = thickness + head.uniform(0, 4)*forehead
+    lateral = .5*sigmoid((x.abs()-60)/3)
+    low = sigmoid((12-z)/6)
+    temple = lateral*low*sigmoid((y+50)/5)
+    return thickness.clamp(min=2.5)*(1 - temple)
+
+def _bone(head, thickness):
+    "HU of the skull: less in the diploe, and less in a suture"
+    middle = (head.table/thickness - .5)/.22 # 0 in the middle of the bone
+    diploe = torch.exp(-middle**2)*head.uniform(.2, .7)
+    hu = head.uniform(900, 1500)*(1-diploe)
+    hu = hu + head.noise(4)*60
+    open_suture = head.uniform(.1, .7)
+    away = suture_distance(head.skull_q, head.noise(9))
+    gap = open_suture*torch.exp(-away.square())
+    return hu*(1 - gap)
+
+# %% ../../nbs/simulate/01_anatomy.ipynb #3e62f4f7
+def _scalp_and_air(head):
+    "HU outside the skull: fat, muscle at the temples, skin, face and air; sets `head.skin`"
+    x,y,z = head.skull_q.unbind(-1)
+    low = sigmoid((20-z)/8)
+    lateral = sigmoid((x.abs()-50)/4)
+    muscle = low*lateral*(y < 45)
+    mm = head.uniform(2.5, 6) + head.noise(30)*.8 # of scalp
+    mm = mm + 3*low*lateral
+    fat = torch.full_like(x, head.uniform(-110, -70))
+    fat = paint(fat, muscle, 50) + head.noise(4)*12
+    face = _face(head)
+    head.skin = torch.minimum(head.outside - mm, face)
+    in_skin = head.outside > mm - 1.6
+    in_face = (head.outside > 4) & (face < 0)
+    soft = torch.where(in_skin, head.uniform(15, 50), fat)
+    soft = torch.where(in_face, 50., soft)
+    air = torch.tensor(-1000.)
+    return torch.where(head.skin < 0, soft, air)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #fa5e0001
 def add_skull(
     head:Head # Changed: `hu` outside the inner table, `outside` (mm outside the skull), `skin` (mm outside the skin)
 ):
     "Skull with diploe, scalp, face and the air round it"
-    x,y,z = head.skull_q.unbind(-1)
-    ax = x.abs()
-    u = head.uniform
-    thickness = (u(5, 10) + head.noise(30)*.7 + u(0, 3)*sigmoid((-y-80)/5) + u(0, 4)*sigmoid((y-55)/6)).clamp(min=2.5)
-    thickness = thickness*(1 - .5*sigmoid((ax-60)/3)*sigmoid((12-z)/6)*sigmoid((y+50)/5))
+    thickness = _skull_thickness(head)
     head.outside = head.table - thickness
-    diploe = torch.exp(-((head.table/thickness - .5)/.22)**2)*u(.2, .7)
-    bone = (u(900, 1500)*(1-diploe) + head.noise(4)*60)*(1 - u(.1, .7)*torch.exp(-suture_distance(head.skull_q, head.noise(9)).square()))
-    muscle = sigmoid((20-z)/8)*sigmoid((ax-50)/4)*(y < 45)
-    scalp = u(2.5, 6) + head.noise(30)*.8 + 3*sigmoid((20-z)/8)*sigmoid((ax-50)/4)
-    fat = paint(torch.full_like(x, u(-110, -70)), muscle, 50) + head.noise(4)*12
-    face = _face(head)
-    head.skin = torch.minimum(head.outside - scalp, face)
-    soft = torch.where(head.outside > scalp - 1.6, u(15, 50), fat)
-    soft = torch.where((head.outside > 4) & (face < 0), 50., soft)
-    around = torch.where(head.skin < 0, soft, torch.tensor(-1000.))
-    edge = (1 + (head.plane*head.normal[..., 2]).square()).sqrt()
-    around = paint(around, (.5 - head.outside/edge).clamp(0, 1), bone)
-    head.hu = paint(head.hu, (.5 + head.table/edge).clamp(0, 1), around)
+    bone = _bone(head, thickness)
+    around = _scalp_and_air(head)
+    lying = head.plane*head.normal[..., 2] # mm of the skull's slope that a plane covers
+    edge = (1 + lying.square()).sqrt()
+    within_outer = (.5 - head.outside/edge).clamp(0, 1)
+    beyond_inner = (.5 + head.table/edge).clamp(0, 1)
+    around = paint(around, within_outer, bone)
+    head.hu = paint(head.hu, beyond_inner, around)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, pandas as pd
-from joblib import Parallel, delayed
 
 from ..core import DISCLAIMER, InputError, a_few, atomic_path, progress
 from .files import open_zip, shown_path
@@ -291,6 +290,7 @@ def _judged(t, rows):
 # %% ../../nbs/data/14_quality.ipynb #ee8bde3b
 def _decode(t, n_jobs):
     "The table with a reason for each file whose pixels cannot be used, a quirk where a series is unlike a head; and {path: reason} of files that lose some of their frames"
+    from joblib import Parallel, delayed
     rows = frame_rows(t)
     rows = rows[rows.status.eq('ok')]
     places = list(rows.groupby(['study_id', 'series_id'], sort=False).indices.values())

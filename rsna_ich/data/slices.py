@@ -14,8 +14,7 @@ __all__ = ['COLUMNS', 'STEEP', 'SCOUT', 'NO_SLICES', 'USUAL_THICKNESS', 'RESULT_
 import functools, hashlib, itertools, math, os, re, shutil
 from pathlib import Path
 
-import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq
-from joblib import Parallel, delayed
+import numpy as np, pandas as pd, pyarrow as pa
 
 from ..core import InputError, atomic_path, progress
 from .dicom import read_hu
@@ -660,25 +659,34 @@ def files_key(
 
 def _source_of(path):
     "The listing that a parquet was made from, as its hash, or None"
+    from pyarrow.parquet import read_schema
     try:
-        with open(path, 'rb') as f: return (pq.read_schema(f).metadata or {}).get(b'source')
+        with open(path, 'rb') as f: return (read_schema(f).metadata or {}).get(b'source')
     except (OSError, pa.ArrowInvalid): return None
 
 # %% ../../nbs/data/05_slices.ipynb #c3c6066d
 def _write_arrow(table, path):
     "Write an Arrow table whole or not at all; by an open file, since a path may be no UTF-8"
-    with atomic_path(path) as p, open(p, 'wb') as f: pq.write_table(table, f)
+    from pyarrow.parquet import write_table # its import is a twentieth of a prediction's start, which needs none
+    with atomic_path(path) as p, open(p, 'wb') as f: write_table(table, f)
 
 def _read_arrow(path):
-    with open(path, 'rb') as f: return pq.read_table(f)
+    from pyarrow.parquet import read_table
+    with open(path, 'rb') as f: return read_table(f)
 
 # %% ../../nbs/data/05_slices.ipynb #00a4f642
+def _read_chunks(files, n_jobs):
+    "The tables of some chunks, in order; few are read in this process"
+    lists = (some[['path', 'folder', 'reason']].values.tolist() for some in files)
+    if n_jobs == 1 or len(files) < 3: return map(_read_chunk, lists)
+    from joblib import Parallel, delayed # imported where processes are wanted: a study is answered sooner without
+    return Parallel(n_jobs=n_jobs, return_as='generator')(map(delayed(_read_chunk), lists))
+
 def _read_parts(chunks, parts, n_jobs):
     "Each chunk's table: from its part where that is there, otherwise read, and kept as a part"
     names = [parts/f'{i:05}.parquet' if parts else None for i in range(len(chunks))]
     todo = [not (name and name.exists()) for name in names]
-    work = (delayed(_read_chunk)(c[['path', 'folder', 'reason']].values.tolist()) for c,missing in zip(chunks, todo) if missing)
-    fresh = Parallel(n_jobs=n_jobs if sum(todo) > 2 else 1, return_as='generator')(work)
+    fresh = _read_chunks([some for some,missing in zip(chunks, todo) if missing], n_jobs)
     with progress(total=sum(map(len, chunks)), desc='headers', unit='file') as bar:
         for c,new,name in zip(chunks, todo, names):
             table = next(fresh) if new else _read_arrow(name)

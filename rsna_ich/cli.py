@@ -492,25 +492,32 @@ def _write_found(found, predictor, out, volumes, report, dicom):
         shutil.rmtree(out/'.unfinished', ignore_errors=True)
 
 # %% ../nbs/04_cli.ipynb #c7eb9073
-def _check_source(folder, url, study, send_back):
+def _check_source(folder, url, study, send_back, ca):
     "Refuse what is neither a folder nor a study of a DICOMweb service"
     if folder and url: raise typer.BadParameter('a folder and --from-dicomweb do not go together')
     if not folder and not url: raise typer.BadParameter('a folder is missing, or --from-dicomweb with --study')
     if bool(url) != bool(study): raise typer.BadParameter('--from-dicomweb and --study go together')
     if send_back and not url: raise typer.BadParameter('--send-back goes with --from-dicomweb')
+    if ca and not url: raise typer.BadParameter('--ca goes with --from-dicomweb')
     if folder and not folder.exists(): raise InputError(folder, 'no such folder')
 
-def _fetched(url, study, out):
+def _service(url, ca):
+    "The DICOMweb service at an address; None without one"
+    if not url: return None
+    from rsna_ich.apps.pacs import read_service
+    return read_service(url, ca)
+
+def _fetched(service, study, out):
     "The folder with the slices of a study from a DICOMweb service"
     from rsna_ich.apps.pacs import digest, fetch_study
-    return fetch_study(url, study, out/'fetched'/digest(study))
+    return fetch_study(service, study, out/'fetched'/digest(study))
 
-def _send_back(out, url):
+def _send_back(out, service):
     "Store results where their study came from"
     from rsna_ich.apps.pacs import send_to_web
     paths = sorted((out/'dicom').rglob('*.dcm'))
-    if paths: send_to_web(paths, url)
-    typer.echo(f'stored: {_n(len(paths), "object")} at {url}')
+    if paths: send_to_web(paths, service)
+    typer.echo(f'stored: {_n(len(paths), "object")} at {service}')
 
 # %% ../nbs/04_cli.ipynb #a22072fa
 @command('Results', 'predict scans --out predictions')
@@ -534,21 +541,23 @@ def _predict(
     from_dicomweb:str|None=None, # Address of a DICOMweb service that a study is fetched from, instead of a folder
     study:str|None=None, # Study Instance UID of what is fetched
     send_back:bool=False, # Store the DICOM results there too
+    ca:Path|None=None, # PEM file with the authority that signed that service's certificate; the usual ones unless given
     overwrite:bool=False # Replace the predictions in the output folder
 ):
     "Give probabilities for every slice and study, and a page to see"
     dicom = dicom or send_back
-    _check_source(folder, from_dicomweb, study, send_back)
+    _check_source(folder, from_dicomweb, study, send_back, ca)
+    service = _service(from_dicomweb, ca)
     _refuse_together(pictures=pictures, archive=archive, dicom=dicom)
     _refuse_written(out, overwrite)
-    folder = folder or _fetched(from_dicomweb, study, out)
+    folder = folder or _fetched(service, study, out)
     if dicom: import_module('rsna_ich.apps.results') # where the extra is missing, say so before anything long
     views = [] if tta in ('', 'none') else tta.split(',')
     predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
     if archive: return _predict_archive(predictor, folder, out, jobs)
     found = _found_pictures(predictor, folder) if pictures else predictor.predict(folder, jobs, keep=out/'.unfinished')
     _write_found(found, predictor, out, volumes and not pictures, report, dicom)
-    if send_back: _send_back(out, from_dicomweb)
+    if send_back: _send_back(out, service)
     return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
 
 # %% ../nbs/04_cli.ipynb #261d6aa3
@@ -668,6 +677,7 @@ def _listen(
     host:str='127.0.0.1', # Address to listen on; only this machine can reach it unless told otherwise
     title:str='RSNA_ICH', # Application entity title that callers have to use
     callers:str='', # Application entity titles that may call, with commas between; any unless given
+    ca:Path|None=None, # PEM file with the authority that signed the certificates of DICOMweb services; the usual ones unless given
     rest:float=30, # Seconds without a new slice, after which a study is predicted
     model:Path|None=None # A model bundle; the shipped model unless given
 ):
@@ -675,7 +685,7 @@ def _listen(
     from rsna_ich.apps.pacs import Bounds, Listener, listen, read_destinations
     import rsna_ich.apps.results # where the extra is missing, say so now
     callers = tuple(filter(None, callers.split(',')))
-    listener = Listener(folder, read_destinations(to), (host, port), title, callers, Bounds(rest_seconds=rest), model)
+    listener = Listener(folder, read_destinations(to, ca), (host, port), title, callers, Bounds(rest_seconds=rest), model)
     typer.echo(f'{title}@{host}:{port} (Ctrl-C ends it, and the same command goes on)')
     typer.echo(DISCLAIMER)
     listen(listener, typer.echo)

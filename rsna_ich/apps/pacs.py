@@ -6,12 +6,12 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/pacs.html.md"""
 
 # %% auto #0
 __all__ = ['FULL', 'NOT_UNDERSTOOD', 'OUR_TITLE', 'SYNTAXES', 'IMAGES', 'Bounds', 'bound_connection', 'Refused', 'digest',
-           'state_of', 'study_of_bytes', 'Inbox', 'answer_pacs_study', 'Peer', 'read_title', 'read_peer',
+           'state_of', 'study_of_bytes', 'Inbox', 'answer_pacs_study', 'Peer', 'read_title', 'read_peer', 'Service',
            'read_service', 'read_destinations', 'send_to_peer', 'send_to_web', 'send', 'Listener', 'listen',
            'fetch_study']
 
 # %% ../../nbs/apps/07_pacs.ipynb #e94705ce
-import hashlib, logging, os, shutil, tempfile, threading, time
+import hashlib, logging, os, re, shutil, ssl, tempfile, threading, time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 from pynetdicom.sop_class import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage, Verification
+from requests.adapters import HTTPAdapter
 
 from .reader import Reader
 from .uploads import Limits
@@ -235,21 +236,37 @@ def read_peer(
     return Peer(read_title(title), host, int(port))
 
 # %% ../../nbs/apps/07_pacs.ipynb #0c2d941f
+class Service(NamedTuple):
+    "A DICOMweb service"
+    url:str # Its address
+    ca:str='' # PEM file with the authority of its certificate; the ones that requests knows unless given
+    def __str__(self): return self.url
+
+def _read_authority(path):
+    "The file of an authority as text, once it is known to hold a certificate"
+    try: ssl.create_default_context(cafile=path)
+    except FileNotFoundError: raise InputError(path, 'no such file') from None
+    except (OSError, ValueError): raise InputError(path, 'no certificate in PEM form') from None # a directory, a key, something else
+    return str(path)
+
 def read_service(
-    url:str # Of a DICOMweb service
-) -> str: # The same; an `InputError` where a name or a password stands in it
-    "The address of a DICOMweb service: an address is printed and kept in journals, so it may hold no password; `~/.netrc` may"
+    url:str, # Of a DICOMweb service
+    ca=None # PEM file with the authority of its certificate
+) -> Service: # Raises `InputError` where a name or a password stands in the address
+    "A DICOMweb service: its address is printed and kept in journals, so it may hold no password; `~/.netrc` may"
     parts = urlsplit(url)
-    if parts.username is None and parts.password is None: return url
+    if parts.username is None and parts.password is None: return Service(url, _read_authority(ca) if ca else '')
     bare = parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()
     raise InputError(bare, 'an address may hold no name and password, since it is printed and kept; write them into ~/.netrc')
 
+# %% ../../nbs/apps/07_pacs.ipynb #c28f7d1d
 def read_destinations(
-    text:str # Nodes and addresses of DICOMweb services, with commas between
-) -> list: # Of `Peer`s and URLs
+    text:str, # Nodes and addresses of DICOMweb services, with commas between
+    ca=None # As for `read_service`
+) -> list: # Of `Peer`s and `Service`s
     "Where results go, as a user writes it"
     parts = [part.strip() for part in text.split(',') if part.strip()]
-    return [read_service(part) if part.startswith(('http://', 'https://')) else read_peer(part) for part in parts]
+    return [read_service(part, ca) if part.startswith(('http://', 'https://')) else read_peer(part) for part in parts]
 
 # %% ../../nbs/apps/07_pacs.ipynb #d95fc120
 def _kinds_of(paths):
@@ -285,35 +302,56 @@ def send_to_peer(
     finally: association.release()
 
 # %% ../../nbs/apps/07_pacs.ipynb #a06521e5
-def _web(url):
+class _Authority(HTTPAdapter):
+    "Trusts the authority of one file alone, whatever the environment says"
+    def __init__(self, ca):
+        self.ca = ca
+        super().__init__()
+
+    def send(self, *args, **kwargs): return super().send(*args, **kwargs | dict(verify=self.ca))
+
+def _web(service):
     "A client of a DICOMweb service"
-    read_service(url)
-    try: client = DICOMwebClient(url, timeout=(10, 60))
-    except (ValueError, TypeError) as e: raise InputError(url, f'no address of a DICOMweb service: {e}') from e
+    session = requests.Session()
+    if service.ca: session.mount('https://', _Authority(service.ca))
+    try: client = DICOMwebClient(service.url, session, timeout=(10, 60))
+    except (ValueError, TypeError) as e: raise InputError(service, f'no address of a DICOMweb service: {e}') from e
     client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=200) # as it comes, half a minute of trying
     return client
 
-def _asked(url, ask):
+# %% ../../nbs/apps/07_pacs.ipynb #2a24489e
+def _why_insecure(error):
+    "Why a service at an https address is not believed, as far as OpenSSL says"
+    refused = re.search(r'certificate verify failed: ([^(]+)', str(error))
+    if not refused: return 'the service does not speak TLS as an https address should'
+    return f'the certificate is not trusted ({refused[1].strip()}); --ca names a file with its authority'
+
+def _asked(service, ask):
     "What `ask` gives, or an `InputError` in place of what may go wrong on the way"
     try: return ask()
-    except requests.HTTPError as e: raise InputError(url, f'the service says {e.response.status_code} {e.response.reason}') from e
-    except requests.Timeout as e: raise InputError(url, 'the service does not answer') from e
-    except requests.RequestException as e: raise InputError(url, 'the service cannot be reached') from e
+    except requests.HTTPError as e: raise InputError(service, f'the service says {e.response.status_code} {e.response.reason}') from e
+    except requests.Timeout as e: raise InputError(service, 'the service does not answer') from e
+    except requests.exceptions.SSLError as e: raise InputError(service, _why_insecure(e)) from e
+    except requests.RequestException as e: raise InputError(service, 'the service cannot be reached') from e
     except InputError: raise
-    except Exception as e: raise InputError(url, f'the answer is not one of a DICOMweb service ({type(e).__name__})') from e
+    except Exception as e: raise InputError(service, f'the answer is not one of a DICOMweb service ({type(e).__name__})') from e
+
+# %% ../../nbs/apps/07_pacs.ipynb #8836de7c
+def _as_service(where): return where if isinstance(where, Service) else read_service(where)
 
 def send_to_web(
     paths, # Of DICOM files
-    url:str # Of a DICOMweb service
+    service # A `Service`, or the address of one
 ):
     "Send files by STOW; raises `InputError` unless all of them are taken"
-    answer = _asked(url, lambda: _web(url).store_instances([pydicom.dcmread(path) for path in paths]))
+    service = _as_service(service)
+    answer = _asked(service, lambda: _web(service).store_instances([pydicom.dcmread(path) for path in paths]))
     lost = answer.get('FailedSOPSequence') or []
-    if lost: raise InputError(url, f'{len(lost)} of {len(paths)} objects were not taken: reason {int(lost[0].get("FailureReason") or 0):04X}')
+    if lost: raise InputError(service, f'{len(lost)} of {len(paths)} objects were not taken: reason {int(lost[0].get("FailureReason") or 0):04X}')
 
 def send(
     paths, # Of DICOM files
-    destination # A `Peer`, or the URL of a DICOMweb service
+    destination # A `Peer`, a `Service`, or the address of one
 ):
     "Send files to wherever they go"
     if not paths: return
@@ -328,7 +366,7 @@ class Listener:
     "A DICOM node that predicts what it is sent"
     def __init__(self,
         folder, # Where studies wait, and the journal
-        destinations=(), # Of results: `Peer`s and URLs of DICOMweb services
+        destinations=(), # Of results: `Peer`s and `Service`s
         address=('127.0.0.1', 11112), # Host and port
         title:str=OUR_TITLE, # That callers have to use
         callers=(), # Titles of callers; any unless given
@@ -466,21 +504,22 @@ def _instances(client, study):
     return [(one, instance) for one in images for instance in _uids(client.search_for_instances(study, one, get_remaining=True), 'SOPInstanceUID')]
 
 def fetch_study(
-    url:str, # Of a DICOMweb service
+    service, # A `Service`, or the address of one
     study:str, # Study Instance UID
     folder, # To write
     bounds:Bounds=Bounds() # How much is fetched
 ) -> Path: # The folder
     "Write the CT slices of one study; raises `InputError`"
     if not UID(study).is_valid: raise InputError(study, 'no Study Instance UID: numbers with dots between, as 1.2.840.1')
-    client = _web(url)
-    slices = _asked(url, lambda: _instances(client, study))
-    if slices is None: raise InputError(url, 'has no such study')
-    if not slices: raise InputError(url, 'the study has no CT series')
-    if len(slices) > bounds.study_instances: raise InputError(url, f'the study has {len(slices):,} slices, more than {bounds.study_instances:,}')
+    service = _as_service(service)
+    client = _web(service)
+    slices = _asked(service, lambda: _instances(client, study))
+    if slices is None: raise InputError(service, 'has no such study')
+    if not slices: raise InputError(service, 'the study has no CT series')
+    if len(slices) > bounds.study_instances: raise InputError(service, f'the study has {len(slices):,} slices, more than {bounds.study_instances:,}')
     for series,instance in progress(slices, desc='fetch', unit='slice'):
         path = Path(folder)/f'{digest(instance)}.dcm'
         if path.exists(): continue
-        fetched = _asked(url, lambda: client.retrieve_instance(study, series, instance))
+        fetched = _asked(service, lambda: client.retrieve_instance(study, series, instance))
         with atomic_path(path) as temp: fetched.save_as(temp, enforce_file_format=True)
     return Path(folder)

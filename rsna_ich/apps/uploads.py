@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/uploads.html.md"""
 __all__ = ['DEEPEST', 'Limits', 'harmless_path', 'free_path', 'Receiver', 'unpack_upload']
 
 # %% ../../nbs/apps/05_uploads.ipynb #a0202842
-import re, shutil, stat, zipfile
+import os, re, shutil, stat, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,13 +75,14 @@ class Receiver:
         from python_multipart.multipart import FormParser, parse_options_header
         kind,options = parse_options_header(content_type)
         if kind != b'multipart/form-data' or not options.get(b'boundary'): raise InputError('upload', 'not a form with files')
-        self.folder,self.limits = Path(folder),limits
+        self.folder = Path(folder)
+        self.limits = limits
         self.folder.mkdir(parents=True, exist_ok=True)
         self.bytes = 0
         self.files = 0
         self.refused = [] # of (name, reason)
         self._ended = False
-        config = dict(UPLOAD_DIR=str(folder), MAX_FIELDS=20, MAX_FIELD_SIZE=2**16)
+        config = dict(UPLOAD_DIR=str(folder), UPLOAD_DELETE_TMP=False, MAX_FIELDS=20, MAX_FIELD_SIZE=2**16) # temporary files are renamed, or removed with the folder
         self._parser = FormParser('multipart/form-data', None, self._keep, self._end, options[b'boundary'], config=config)
 
 # %% ../../nbs/apps/05_uploads.ipynb #d37f15a5
@@ -115,26 +116,38 @@ def _keep(self:Receiver, file):
         self.files += 1
         if self.files > self.limits.files: raise InputError('upload', f'more than {self.limits.files:,} files at a time are not taken')
         self._write_file(file, name)
-    finally: file.close()
+    finally:
+        file.close()
+        if not file.in_memory: Path(os.fsdecode(file.actual_file_name)).unlink(missing_ok=True)
 
 @patch
 def _write_file(self:Receiver, file, name):
     "The content of a file below the folder"
     try:
         target = free_path(self.folder/harmless_path(name))
-        file.file_object.seek(0)
-        with target.open('xb') as out: shutil.copyfileobj(file.file_object, out)
+        _move_content(file, target)
     except InputError as e: self.refused.append((e.path, e.reason))
     except OSError as e: self.refused.append((name[:120], f'could not be kept: {e.strerror}'))
+
+def _move_content(file, target):
+    "A complete file to where it belongs: a small one from memory, a large one from its temporary name"
+    if file.in_memory: target.write_bytes(file.file_object.getvalue())
+    else:
+        file.close()
+        os.rename(file.actual_file_name, target)
 
 # %% ../../nbs/apps/05_uploads.ipynb #1b6742ae
 _CHUNK = 2**20
 
 class _Budget:
     "What may still be written"
-    def __init__(self, limits): self.bytes,self.files,self.limits = limits.unpacked_bytes, limits.files, limits
+    def __init__(self, limits):
+        self.bytes = limits.unpacked_bytes
+        self.files = limits.files
+        self.limits = limits
 
     def take(self, bytes=0, files=0):
+        "Count what is about to be written; raises `InputError` beyond the limits"
         self.bytes -= bytes
         self.files -= files
         if self.bytes < 0: raise InputError('upload', f'it unpacks to more than {self.limits.unpacked_bytes/2**20:,.0f} MB: nothing of it was read')
@@ -162,9 +175,9 @@ def _unpack_member(archive, info, folder, budget):
 
 def _members(archive, budget):
     "The files of a zip, once what they claim is within the budget"
-    infos = [o for o in archive.infolist() if not o.is_dir() and not o.filename.startswith('__MACOSX')]
+    infos = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith('__MACOSX')]
     budget.take(files=len(infos))
-    if sum(o.file_size for o in infos) > budget.bytes: budget.take(bytes=budget.bytes + 1)
+    if sum(info.file_size for info in infos) > budget.bytes: budget.take(bytes=budget.bytes + 1) # refused before anything is written
     return infos
 
 # %% ../../nbs/apps/05_uploads.ipynb #b1949160
@@ -189,10 +202,13 @@ def unpack_upload(
     limits:Limits=Limits() # How much they may become
 ) -> list: # Of (name, reason): what was left out
     "Files and what zips hold, below one folder; raises `InputError` where they are more than the limits allow"
-    received,folder = Path(received),Path(folder)
-    budget,refused = _Budget(limits),[]
-    for path in sorted(o for o in received.rglob('*') if o.is_file()):
-        if zipfile.is_zipfile(path) and path.suffix.lower() in ('.zip', ''): refused += _unpack_zip(path, free_path(folder/path.stem), budget)
+    received = Path(received)
+    folder = Path(folder)
+    budget = _Budget(limits)
+    refused = []
+    for path in sorted(path for path in received.rglob('*') if path.is_file()):
+        is_zip = path.suffix.lower() in ('.zip', '') and zipfile.is_zipfile(path)
+        if is_zip: refused += _unpack_zip(path, free_path(folder/path.stem), budget)
         else:
             budget.take(bytes=path.stat().st_size, files=1)
             path.rename(free_path(folder/path.relative_to(received)))

@@ -21,11 +21,15 @@ def view_angles(
     "Evenly spaced directions"
     return torch.arange(n)*(np.pi/n)
 
+def _from_middle(size):
+    "Where the middles of `size` pixels or detectors lie, in pixels from the middle of them all"
+    return torch.arange(size) - (size-1)/2
+
 def _rays(angles, rows, cols, bins):
     "Where the rays of some directions run, in `grid_sample`'s units, (angles, bins, bins, 2)"
     cos = torch.cos(angles)[:, None, None]
     sin = torch.sin(angles)[:, None, None]
-    at = torch.arange(bins) - (bins-1)/2
+    at = _from_middle(bins)
     across = at[None, :, None]
     along = at[None, None, :]
     x = across*cos - along*sin
@@ -41,21 +45,26 @@ def project(
 ) -> torch.Tensor: # (slices, angles, bins), line integrals over mm
     "Parallel projections"
     rows,cols = slices.shape[1:]
-    out = []
+    sinograms = []
     for some in angles.split(32):
         rays = _rays(some, rows, cols, bins).flatten(0, 1)[None]
         values = F.grid_sample(slices[None], rays, padding_mode='zeros', align_corners=False)[0]
-        out.append(values.unflatten(1, (len(some), bins)).sum(-1))
-    return torch.cat(out, 1)*pixel
+        along_rays = values.unflatten(1, (len(some), bins))
+        sinograms.append(along_rays.sum(-1))
+    return torch.cat(sinograms, 1)*pixel
 
 # %% ../../nbs/simulate/07_artefacts.ipynb #c359f66f
 def _filtered(sinogram):
-    "Ramp filter with a soft end"
-    size = 2*sinogram.shape[-1]
+    "Each projection after a ramp filter with a soft end"
+    bins = sinogram.shape[-1]
+    size = 2*bins
     frequency = torch.fft.rfftfreq(size)
-    ramp = 2*frequency*(.5 + .5*torch.cos(2*np.pi*frequency))
-    return torch.fft.irfft(torch.fft.rfft(sinogram, size)*ramp, size)[..., :sinogram.shape[-1]]
+    soft_end = .5 + .5*torch.cos(2*np.pi*frequency)
+    ramp = 2*frequency*soft_end
+    spectrum = torch.fft.rfft(sinogram, size)*ramp
+    return torch.fft.irfft(spectrum, size)[..., :bins]
 
+# %% ../../nbs/simulate/07_artefacts.ipynb #80347795
 def back_project(
     sinogram, # (slices, angles, bins)
     angles, # As it was projected
@@ -65,37 +74,53 @@ def back_project(
 ) -> torch.Tensor: # (slices, rows, cols)
     "Filtered back-projection"
     lines = _filtered(sinogram)
-    bins = sinogram.shape[-1]
-    y = (torch.arange(rows) - (rows-1)/2)[:, None]
-    x = (torch.arange(cols) - (cols-1)/2)[None]
-    out = torch.zeros(len(sinogram), rows, cols)
+    half = sinogram.shape[-1]/2
+    y = _from_middle(rows)[:, None]
+    x = _from_middle(cols)[None]
+    total = torch.zeros(len(sinogram), rows, cols)
     for k,angle in enumerate(angles):
-        at = (x*torch.cos(angle) + y*torch.sin(angle))/(bins/2)
+        across = x*torch.cos(angle) + y*torch.sin(angle)
+        at = across/half
         grid = torch.stack([at, torch.zeros_like(at)], -1)[None]
-        out += F.grid_sample(lines[None, :, k, None], grid, padding_mode='zeros', align_corners=False)[0]
-    return out*(np.pi/len(angles)/pixel/2)
+        line = lines[None, :, k, None]
+        total += F.grid_sample(line, grid, padding_mode='zeros', align_corners=False)[0]
+    return total*(np.pi/len(angles)/pixel/2)
 
 # %% ../../nbs/simulate/07_artefacts.ipynb #9d6a62d0
-def _halved(slices): return F.avg_pool2d(slices[:, None], 2)[:, 0]
-def _doubled(slices, shape): return F.interpolate(slices[:, None], size=shape, mode='bilinear', align_corners=False)[:, 0]
-
 BONE_PATH = 1e5 # HU*mm of bone at which `strength` is the error's share
 
+def _halved(slices):
+    "With half the rows and columns"
+    return F.avg_pool2d(slices[:, None], 2)[:, 0]
+
+def _enlarged(slices, shape):
+    "Interpolated to `shape` rows and columns"
+    larger = F.interpolate(slices[:, None], size=shape, mode='bilinear', align_corners=False)
+    return larger[:, 0]
+
+def _without_mean(error, where):
+    "`error` less its mean over the pixels `where` of each slice"
+    total = (error*where).sum((1, 2), keepdim=True)
+    pixels = where.sum((1, 2), keepdim=True)
+    return error - total/pixels.clamp(min=1)
+
+# %% ../../nbs/simulate/07_artefacts.ipynb #1ff05a12
 def harden(
     hu, # HU, (slices, rows, cols)
     strength:float, # 0 for a perfect correction; .1 gives bands of about 10 HU
     views:int=72 # Directions
-) -> torch.Tensor:
+) -> torch.Tensor: # HU, as `hu`
     "`hu` with dark bands between dense bones"
     coarse = _halved(hu)
     bone = (coarse - 150).clamp(0, 2500)
     angles = view_angles(views)
     path = project(bone, angles, 2*PIXEL, bins=128)
-    error = back_project(-strength*path.square()/BONE_PATH, angles, *coarse.shape[1:], 2*PIXEL)
+    wrong = -strength*path.square()/BONE_PATH
+    error = back_project(wrong, angles, *coarse.shape[1:], 2*PIXEL)
     soft = (coarse > -50) & (coarse < 120)
-    mean = (error*soft).sum((1, 2), keepdim=True)/soft.sum((1, 2), keepdim=True).clamp(min=1)
-    error = _doubled((error - mean).clamp(-60, 60), hu.shape[1:])
-    return torch.where(hu > -300, hu + error, hu)
+    error = _without_mean(error, soft).clamp(-60, 60)
+    hardened = hu + _enlarged(error, hu.shape[1:])
+    return torch.where(hu > -300, hardened, hu)
 
 # %% ../../nbs/simulate/07_artefacts.ipynb #4884c990
 WATER = .02 # absorbed per mm of water
@@ -107,17 +132,26 @@ def starve(
     rng, # numpy random Generator
     noise:float, # How noisy a starved detector is; 0 for none
     views:int=120 # Directions
-) -> torch.Tensor:
+) -> torch.Tensor: # HU, as `hu`
     "`hu` with the streaks of metal and of too little light"
     angles = view_angles(views)
-    path = project((hu + 1000).clamp(min=0)/1000, angles)*WATER
-    metal = project((hu - SCALE).clamp(min=0)/1000, angles)*WATER
+    def absorbed_beyond(least):
+        thick = (hu - least).clamp(min=0)/1000 # in units of water
+        return project(thick, angles)*WATER
+    path = absorbed_beyond(-1000)
+    metal = absorbed_beyond(SCALE)
     lost = -(metal*.5).clamp(0, 2) - (path - MOST).clamp(0, 3)
-    grain = torch.from_numpy(rng.standard_normal(path.shape, dtype='float32'))
-    blind = ((path - 4.3).clamp(0, 6)/2).exp() - 1
-    error = (lost + grain*blind*noise*.02)/WATER*1000
+    error = (lost + _starved_noise(path, rng, noise))/WATER*1000
     streaks = back_project(error, angles, *hu.shape[1:]).clamp(-500, 700)
-    return torch.where((hu > -900) & (hu < SCALE), hu + streaks, hu)
+    in_tissue = (hu > -900) & (hu < SCALE)
+    return torch.where(in_tissue, hu + streaks, hu)
+
+def _starved_noise(path, rng, noise):
+    "What detectors that see little add to a `path` of absorption: the less arrives, the more"
+    grain = rng.standard_normal(path.shape, dtype='float32')
+    grain = torch.from_numpy(grain)
+    blind = ((path - 4.3).clamp(0, 6)/2).exp() - 1
+    return grain*blind*noise*.02
 
 # %% ../../nbs/simulate/07_artefacts.ipynb #494f76f6
 def moved(
@@ -125,7 +159,7 @@ def moved(
     rng, # numpy random Generator
     mm:float, # How far the head slides
     views:int=96 # Directions
-) -> torch.Tensor:
+) -> torch.Tensor: # HU, as `hu`
     "`hu` of a head that slides by about `mm` while it is scanned"
     coarse = _halved(hu) + 1000
     angles = view_angles(views)
@@ -135,9 +169,15 @@ def moved(
     hurry = rng.uniform(.02, .2)
     slid = mm*torch.sigmoid((time - when)/hurry)
     direction = rng.uniform(0, np.pi)
-    shift = slid*torch.cos(angles - direction)/(2*PIXEL)
-    at = (torch.arange(128)[None] - shift[:, None] - 63.5)/64
-    grid = torch.stack([at, (torch.arange(views)[:, None] - (views-1)/2).expand_as(at)/(views/2)], -1)[None]
-    seen = F.grid_sample(still[None], grid, padding_mode='zeros', align_corners=False)[0]
+    seen_slid = slid*torch.cos(angles - direction)
+    seen = _shifted(still, seen_slid/(2*PIXEL))
     error = back_project(seen - still, angles, *coarse.shape[1:], 2*PIXEL)
-    return hu + _doubled(error, hu.shape[1:])
+    return hu + _enlarged(error, hu.shape[1:])
+
+def _shifted(sinogram, by):
+    "Each projection, (slices, angles, bins), shifted by its number of detectors, (angles,)"
+    angles,bins = sinogram.shape[1:]
+    at = torch.arange(bins)[None] - by[:, None] - (bins-1)/2
+    view = _from_middle(angles)[:, None].expand_as(at)
+    grid = torch.stack([at/(bins/2), view/(angles/2)], -1)[None]
+    return F.grid_sample(sinogram[None], grid, padding_mode='zeros', align_corners=False)[0]

@@ -24,15 +24,24 @@ def on_skull(
 ) -> tuple: # Point in mm, (3,), and its side: 1 right, -1 left
     "A point of the convexity"
     side = int(head.rng.choice([-1, 1]))
-    direction = np.array([side*head.uniform(25, 60), head.uniform(-55, 65), head.uniform(5, 60)])
-    return np.array(CENTRE) + direction/np.linalg.norm(direction/[68, 88, 68]),side
+    lateral = side*head.uniform(25, 60)
+    forward = head.uniform(-55, 65)
+    direction = np.array([lateral, forward, head.uniform(5, 60)])
+    to_skull = np.linalg.norm(direction/[68, 88, 68]) # the skull is about such an ellipsoid
+    return np.array(CENTRE) + direction/to_skull,side
+
+def _outwards(point, times):
+    "`point`, that many times as far from the middle of the head"
+    return np.array(CENTRE) + (point - CENTRE)*times
 
 # %% ../../nbs/simulate/05_surgery.ipynb #9d15f6ac
 def _paint_near(head, centre, reach, mask_of, hu):
     "Paint `hu` where `mask_of(points)` says, among the points within `reach` mm of `centre`"
     centre = np.asarray(centre)
     near = box_of(head.q, centre - reach, centre + reach)
-    if near.any(): head.hu[near] = paint(head.hu[near], mask_of(head.q[near]), hu)
+    if not near.any(): return
+    mask = mask_of(head.q[near])
+    head.hu[near] = paint(head.hu[near], mask, hu)
 
 def dot(
     head:Head, # Changed: `hu`
@@ -41,7 +50,9 @@ def dot(
     hu:float=METAL # HU
 ):
     "A small ball, of metal unless told otherwise"
-    def inside(q): return sigmoid((radius - (q - q.new_tensor(centre)).norm(dim=-1))/.3)
+    def inside(q):
+        away = (q - q.new_tensor(centre)).norm(dim=-1)
+        return sigmoid((radius - away)/.3)
     _paint_near(head, centre, radius + 2, inside, hu)
 
 # %% ../../nbs/simulate/05_surgery.ipynb #05617a34
@@ -54,14 +65,17 @@ def rod(
 ):
     "A thin tube"
     ends = np.array([start, end])
-    reach = np.ptp(ends, axis=0).max()/2 + radius + 2
+    half = np.ptp(ends, axis=0).max()/2
+    reach = half + radius + 2
+    middle = (ends[0] + ends[1])/2
     def inside(q): return sigmoid((radius - capsule(q, start, end))/.35)
-    _paint_near(head, (ends[0] + ends[1])/2, reach, inside, hu)
+    _paint_near(head, middle, reach, inside, hu)
 
 # %% ../../nbs/simulate/05_surgery.ipynb #0c27bc97
 def _open(head, where):
     "Soft tissue instead of bone, `where` being 0 to 1"
-    bone = (head.hu > 120) & (head.table > -3) & (head.outside < 4)
+    in_skull = (head.table > -3) & (head.outside < 4)
+    bone = (head.hu > 120) & in_skull
     head.hu = paint(head.hu, where*bone, head.uniform(5, 45))
 
 def _lens(head, point, radius):
@@ -74,40 +88,58 @@ def burr_hole(
 ):
     "A hole in the skull, filled with soft tissue"
     point,_ = on_skull(head)
-    inner = np.array(CENTRE) + (point - CENTRE)*.8
-    outer = np.array(CENTRE) + (point - CENTRE)*1.25
-    cut = head.uniform(3, 7) - capsule(head.skull_q, inner, outer)
+    inner = _outwards(point, .8)
+    outer = _outwards(point, 1.25)
+    radius = head.uniform(3, 7)
+    cut = radius - capsule(head.skull_q, inner, outer)
     _open(head, sigmoid(cut/.4))
 
 # %% ../../nbs/simulate/05_surgery.ipynb #e418dc65
 def _plates(head, r, radius):
     "Small plates of titanium across the saw line, on the skull"
     beside_line = (r - 1).abs()*radius < 1.5
-    on_line = torch.nonzero(beside_line & (head.outside.abs() < 1))
+    at_skull = head.outside.abs() < 1
+    on_line = torch.nonzero(beside_line & at_skull)
     if len(on_line) == 0: return
-    for k in head.rng.choice(len(on_line), min(6, len(on_line)), replace=False):
+    count = min(6, len(on_line))
+    for k in head.rng.choice(len(on_line), count, replace=False):
         centre = head.q[tuple(on_line[k])].numpy()
-        dot(head, centre, head.uniform(.8, 1.8), METAL*head.uniform(.2, .6))
+        size = head.uniform(.8, 1.8)
+        dot(head, centre, size, METAL*head.uniform(.2, .6))
+
+# %% ../../nbs/simulate/05_surgery.ipynb #0df7ceff
+def _height(head):
+    "How high each point lies in a patient on the back, mm"
+    return head.points[..., 1]
+
+def _highest(head, where):
+    "The height of the points `where`, -999 elsewhere"
+    return torch.where(where, _height(head), torch.tensor(-999.))
 
 def _beneath(head, r):
     "Fluid between flap and brain, and in half of them air on top of it"
-    thick = head.uniform(1.5, 7)*(1 - r.square()).clamp(min=0).sqrt()
-    layer = sigmoid((thick - head.depth)/.4)*(head.depth > 0)*(thick > .5)
-    head.hu = paint(head.hu, layer, head.uniform(8, 38) + 3*head.noise(8))
+    dome = (1 - r.square()).clamp(min=0).sqrt()
+    thick = head.uniform(1.5, 7)*dome
+    layer = sigmoid((thick - head.depth)/.4)
+    layer = layer*(head.depth > 0)*(thick > .5)
+    fluid = head.uniform(8, 38) + 3*head.noise(8)
+    head.hu = paint(head.hu, layer, fluid)
     if not head.chance(.5): return
-    height = head.points[..., 1] # of a patient on the back
-    highest = torch.where(layer > .5, height, torch.tensor(-999.)).max()
-    air = sigmoid((height - highest + head.uniform(3, 22))/.5)*(layer > .5)
+    inside = layer > .5
+    below_top = _height(head) - _highest(head, inside).max()
+    air = sigmoid((below_top + head.uniform(3, 22))/.5)*inside
     head.hu = paint(head.hu, air, AIR_HU)
 
 # %% ../../nbs/simulate/05_surgery.ipynb #51a45bf5
 def _resected(head, point):
     "A cavity in the brain below the flap, filled with fluid"
-    centre = np.array(CENTRE) + (point - CENTRE)*head.uniform(.5, .8)
+    centre = _outwards(point, head.uniform(.5, .8))
     radius = head.uniform(6, 20)
     radii = radius*np.exp(head.rng.normal(0, .2, 3))
-    r = ellipsoid(head.q, centre, radii) + .15*head.noise(12)
-    cavity = sigmoid((1-r)*radius/1.2)*(head.depth > 1)
+    r = ellipsoid(head.q, centre, radii)
+    r = r + .15*head.noise(12)
+    inwards = (1-r)*radius # mm
+    cavity = sigmoid(inwards/1.2)*(head.depth > 1)
     head.hu = paint(head.hu, cavity, head.uniform(6, 22))
 
 # %% ../../nbs/simulate/05_surgery.ipynb #4a24134d
@@ -119,7 +151,8 @@ def bone_flap(
     radius = head.uniform(20, 42)
     r = _lens(head, point, radius)
     width = head.uniform(.7, 2)
-    _open(head, sigmoid((width - (r - 1).abs()*radius)/.4))
+    away = (r - 1).abs()*radius # mm from the saw line
+    _open(head, sigmoid((width - away)/.4))
     if head.chance(.8): _plates(head, r, radius)
     if head.chance(.7): _beneath(head, r)
     if head.chance(.4): _resected(head, point)
@@ -142,13 +175,14 @@ def shunt(
     "A tube through a hole in the skull to a ventricle"
     burr_hole(head)
     point,side = on_skull(head)
-    outwards = point - CENTRE
-    outer = np.array(CENTRE) + outwards*1.2
-    tip = (side*head.uniform(2, 12), head.uniform(-12, 14), head.uniform(10, 18))
-    rod(head, outer, tip, head.uniform(1, 1.6), head.uniform(150, 600))
-    if head.chance(.5):
-        valve = np.array(CENTRE) + outwards*1.13
-        dot(head, valve, head.uniform(3, 6), head.uniform(200, 3000))
+    lateral = side*head.uniform(2, 12)
+    forward = head.uniform(-12, 14)
+    tip = (lateral, forward, head.uniform(10, 18))
+    radius = head.uniform(1, 1.6)
+    rod(head, _outwards(point, 1.2), tip, radius, head.uniform(150, 600))
+    if not head.chance(.5): return
+    radius = head.uniform(3, 6) # of the valve
+    dot(head, _outwards(point, 1.13), radius, head.uniform(200, 3000))
 
 # %% ../../nbs/simulate/05_surgery.ipynb #4a7099ee
 CIRCLE = np.array([(0, 10, -14), (12, -2, -18), (34, 2, -14), (6, -18, -20), (0, -22, -32)]) # mm, where aneurysms are
@@ -158,22 +192,28 @@ def clip_or_coil(
 ):
     "A clip or a packing of coils in an aneurysm of the circle of Willis"
     site = CIRCLE[head.rng.integers(len(CIRCLE))]
-    centre = site*[head.rng.choice([-1, 1]), 1, 1] + head.rng.normal(0, 2, 3)
-    if head.chance(.5): return dot(head, centre, head.uniform(2, 5.5), METAL*head.uniform(.5, 2))
+    mirrored = site*[head.rng.choice([-1, 1]), 1, 1]
+    centre = mirrored + head.rng.normal(0, 2, 3)
+    if head.chance(.5):
+        radius = head.uniform(2, 5.5) # of the packing
+        return dot(head, centre, radius, METAL*head.uniform(.5, 2))
     along = head.rng.normal(0, 1, 3)
-    end = centre + along/np.linalg.norm(along)*head.uniform(6, 12)
+    along = along/np.linalg.norm(along)
+    end = centre + along*head.uniform(6, 12)
     rod(head, centre, end, head.uniform(.8, 1.5), METAL)
-    bone_flap(head)
+    bone_flap(head) # a clip is set from outside
 
 # %% ../../nbs/simulate/05_surgery.ipynb #791cfb58
 def bubbles(
     head:Head # Changed: `hu`
 ):
     "Air inside the skull: in front, where it rises to"
-    height = head.points[..., 1] # of a patient on the back
-    highest = torch.where(head.depth > 0, height, torch.tensor(-999.)).amax((1, 2), keepdim=True)
-    top = sigmoid((head.uniform(1, 12) + 2*head.noise(12) - (highest - height))/.6)
-    under_skull = sigmoid((head.uniform(2, 7) - head.depth)/.5)
+    highest = _highest(head, head.depth > 0).amax((1, 2), keepdim=True)
+    from_top = highest - _height(head)
+    reach = head.uniform(1, 12) + 2*head.noise(12)
+    top = sigmoid((reach - from_top)/.6)
+    thick = head.uniform(2, 7)
+    under_skull = sigmoid((thick - head.depth)/.5)
     head.hu = paint(head.hu, top*under_skull*(head.depth > 0), AIR_HU)
 
 # %% ../../nbs/simulate/05_surgery.ipynb #ec63088f
@@ -190,4 +230,5 @@ def add_surgery(
         if not head.chance(OPERATED): return
         kind = str(head.rng.choice(list(SURGERY), p=SHARES))
     SURGERY[kind](head)
-    if kind in ('bone_flap', 'missing_bone') and head.chance(.25): bubbles(head)
+    opened = kind in ('bone_flap', 'missing_bone')
+    if opened and head.chance(.25): bubbles(head)

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/cli.html.md"""
 __all__ = ['app', 'RANGES', 'CHOICES', 'RESUMES', 'OWN_CODE', 'command']
 
 # %% ../nbs/04_cli.ipynb #9a8ff3a2
-import inspect, re, shutil, sys
+import inspect, re, shlex, shutil, sys
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
@@ -66,15 +66,16 @@ def _why_not(name, value):
 
 # %% ../nbs/04_cli.ipynb #0dceff09
 def _check_option(name, value):
-    "Refuse the `value` of an option that is out of its range or not among its choices"
-    why = None if value is None or name not in RANGES | CHOICES else _why_not(name, value)
+    "Refuse the `value` of an option that is out of its range or not among its choices; a path has neither"
+    if value is None or isinstance(value, Path) or name not in RANGES | CHOICES: return
+    why = _why_not(name, value)
     if why: raise typer.BadParameter(why, param_hint=f"'--{name.replace('_', '-')}'")
 
 # %% ../nbs/04_cli.ipynb #9d94ccc3
 def _described(parameter, note):
     "The same `parameter` as Typer wants it: an argument or an option with its help and its range"
     kind = typer.Argument if parameter.default is parameter.empty or parameter.name == 'folder' else typer.Option
-    limits = _range(parameter.name)
+    limits = '' if 'Path' in str(parameter.annotation) else _range(parameter.name)
     return parameter.replace(annotation=Annotated[parameter.annotation, kind(help=f'{note} ({limits})' if limits else note)])
 
 # %% ../nbs/04_cli.ipynb #b857e3dc
@@ -105,6 +106,7 @@ def _run(f, kwargs):
         if own: _load_own(own)
         with needs_extra(f'ich {name}'): return f(**kwargs)
     except BrokenPipeError: raise
+    except (FileExistsError, NotADirectoryError) as e: _fail(f'{e.filename}: is a file where a folder is wanted')
     except (InputError, MissingExtra, OSError) as e: _fail(e)
     except KeyboardInterrupt: _fail('stopped' + ('; the same command goes on from here' if name in RESUMES else ''), 130)
 
@@ -216,7 +218,9 @@ def _check(
     if out:
         report.save(out/'quality.md')
         typer.echo(f'report: {out/"quality.md"}')
-    return _left_out(report.left_out[['path', 'status']].itertuples(index=False), out)
+    status = _left_out(report.left_out[['path', 'status']].itertuples(index=False), out)
+    _point_to_pictures(folder, report.slices)
+    return status
 
 # %% ../nbs/04_cli.ipynb #34e17b90
 def _first_of(table, names):
@@ -427,20 +431,46 @@ def _predictor(*args, **kwargs):
     except InputError: raise
     except ValueError as e: raise typer.BadParameter(str(e)) from None
 
+# %% ../nbs/04_cli.ipynb #8b8bb23f
+def _counts(found):
+    "How many slices were read and called positive, in words"
+    from rsna_ich.predict.folder import lost_in_words
+    left = lost_in_words(found.lost)
+    ok = found.slices.status.eq('ok')
+    if not ok.any(): return f'no slice could be read: {left}'
+    studies = _n(found.slices.study_id[ok].nunique(), 'study', 'studies')
+    return f'{_n(ok.sum(), "slice")} of {studies}, {int(found.slices.positive.sum()):,} called positive; {left}; {found.seconds:.1f} s'
+
+# %% ../nbs/04_cli.ipynb #0be30627
+def _studies_by_warning(slices):
+    "How many studies have slices that were read and that each quirk warns of"
+    from rsna_ich.data.quality import explain_quirk, warnings_of
+    read = slices[slices.status.eq('ok')]
+    found = {}
+    for _,quirks in read.quirks.groupby(read.study_id):
+        for name in sorted({explain_quirk(quirk).name for quirk in warnings_of(quirks)}): found[name] = found.get(name, 0) + 1
+    return found
+
+def _with_care(slices):
+    "A line about what headers and pixels warn of; none where there is nothing to warn of"
+    counts = [f'{name} ({_n(count, "study", "studies")})' for name,count in _studies_by_warning(slices).items()]
+    return [f'read with care: {", ".join(counts)}; the column warnings of studies.csv says why'] if counts else []
+
+# %% ../nbs/04_cli.ipynb #d8bcaf82
 def _say_found(found, out):
     "What was found in a folder, in a few lines"
-    from rsna_ich.predict.folder import lost_in_words
     from rsna_ich.predict.worklist import urgent_in_words
-    ok = found.slices.status.eq('ok')
-    studies = found.slices.study_id[ok].nunique()
-    counts = f'{_n(ok.sum(), "slice")} of {_n(studies, "study", "studies")}, {int(found.slices.positive.sum()):,} called positive'
-    typer.echo(f'{counts}; {lost_in_words(found.lost)}; {found.seconds:.1f} s')
-    if found.skipped: typer.echo(f'not looked into, being no slices by name: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
-    named = found.left_out.path.astype(str).str.lower()
-    if not ok.any() and named.str.endswith(('.png', '.jpg', '.jpeg')).any(): typer.echo('there are pictures in it: ich predict --pictures reads them')
-    for line in urgent_in_words(found): typer.echo(line)
-    typer.echo(found.about)
+    typer.echo(_counts(found))
+    if found.skipped: typer.echo(f'not opened, as their names are not those of slices: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
+    for line in urgent_in_words(found) + _with_care(found.slices): typer.echo(line)
+    if found.slices.status.eq('ok').any(): typer.echo(found.about)
     typer.echo(f'tables: {out}')
+
+def _point_to_pictures(folder, slices):
+    "Where nothing could be read and there are pictures, the command that reads them: the last thing said"
+    named = slices.path.astype(str).str.lower()
+    if slices.status.eq('ok').any() or not named.str.endswith(('.png', '.jpg', '.jpeg')).any(): return
+    typer.echo(f'next: ich predict --pictures {shlex.quote(str(folder))} reads the PNG and JPEG files in it', err=True)
 
 # %% ../nbs/04_cli.ipynb #dbb0fa97
 @contextmanager
@@ -499,7 +529,7 @@ def _check_source(folder, url, study, send_back, ca):
     if bool(url) != bool(study): raise typer.BadParameter('--from-dicomweb and --study go together')
     if send_back and not url: raise typer.BadParameter('--send-back goes with --from-dicomweb')
     if ca and not url: raise typer.BadParameter('--ca goes with --from-dicomweb')
-    if folder and not folder.exists(): raise InputError(folder, 'no such folder')
+    if folder and not folder.exists(): raise InputError(folder, 'no such folder, zip or file')
 
 def _service(url, ca):
     "The DICOMweb service at an address; None without one"
@@ -522,7 +552,7 @@ def _send_back(out, service):
 # %% ../nbs/04_cli.ipynb #a22072fa
 @command('Results', 'predict scans --out predictions')
 def _predict(
-    folder:Path|None=None, # DICOM files, subfolders included, with or without .dcm endings; or a zip
+    folder:Path|None=None, # DICOM files, subfolders included, with or without .dcm endings; a zip, one file, or NIfTI
     out:Path=Path('predictions'), # Folder for slices.csv, studies.csv, submission.csv and report.html
     model:Path|None=None, # A model bundle, or the folder of a training run; the shipped model unless given
     jobs:int=2, # Processes that read headers, and that predict where there are many slices
@@ -558,7 +588,9 @@ def _predict(
     found = _found_pictures(predictor, folder) if pictures else predictor.predict(folder, jobs, keep=out/'.unfinished')
     _write_found(found, predictor, out, volumes and not pictures, report, dicom)
     if send_back: _send_back(out, service)
-    return _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
+    status = _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
+    _point_to_pictures(folder, found.slices)
+    return status
 
 # %% ../nbs/04_cli.ipynb #261d6aa3
 @command('Results', 'outline scans --out outlines --masks')

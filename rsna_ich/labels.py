@@ -41,9 +41,19 @@ def _unpacked(path):
 
 def _only(z):
     "Name of the one CSV file in a zip archive"
+    if 'xl/workbook.xml' in z.namelist(): raise ValueError('a workbook; save its sheet as CSV')
     names = [name for name in z.namelist() if name.endswith('.csv')]
     if len(names) != 1: raise ValueError(f'{len(names)} CSV files in the archive instead of one')
     return names[0]
+
+# %% ../nbs/01_labels.ipynb #e745452e
+def _check_text(path):
+    "Raise a `ValueError` for text that spreadsheets write and that is no table with commas in UTF-8"
+    with _unpacked(path) as f: first = f.read(65536).partition(b'\n')[0]
+    if first[:2] in (b'\xff\xfe', b'\xfe\xff'): raise ValueError('UTF-16; save it as CSV in UTF-8')
+    other = {b';': 'semicolons', b'\t': 'tabs'}
+    for mark,name in other.items():
+        if mark in first and b',' not in first: raise ValueError(f'its columns are separated by {name}; save it with commas')
 
 # %% ../nbs/01_labels.ipynb #687ae3bb
 @contextmanager
@@ -59,7 +69,9 @@ def _named(path, what):
 def _read_csv(path, types):
     "Arrow table of a CSV file; `InputError` for any other file"
     options = pacsv.ConvertOptions(column_types=types, strings_can_be_null=False)
-    with _named(path, 'a table of labels'), _unpacked(path) as f: return pacsv.read_csv(f, convert_options=options)
+    with _named(path, 'a table of labels'):
+        _check_text(path)
+        with _unpacked(path) as f: return pacsv.read_csv(f, convert_options=options)
 
 # %% ../nbs/01_labels.ipynb #e929fdbd
 def _of_subtype(ids, values, name):
@@ -336,6 +348,7 @@ def _check_lines(path):
 def _read_any_csv(path):
     "A CSV file as pandas reads it, without a guess about identifiers"
     _check_lines(path)
+    _check_text(path)
     with _unpacked(path) as f: names = pd.read_csv(f, nrows=0).columns
     missing = {name: [''] if name in ID_COLUMNS else NO_VALUES for name in names}
     types = dict.fromkeys(ID_COLUMNS, str)

@@ -23,11 +23,13 @@ from ..predict.folder import SLICE_COLUMNS, Found, Predictions, slices_table, st
 ENDINGS = {'.png', '.jpg', '.jpeg'}
 
 def list_pictures(
-    folder # With PNG and JPEG files, subfolders included
+    folder # With PNG and JPEG files, subfolders included; or one such file
 ) -> list: # Paths, sorted; hidden files and folders are left out
     "The pictures in a folder; raises `InputError` where there are none"
     folder = Path(folder)
-    if not folder.is_dir(): raise InputError(folder, 'no such folder')
+    if not folder.exists(): raise InputError(folder, 'no such folder or file')
+    if folder.is_file() and folder.suffix.lower() in ENDINGS: return [folder]
+    if not folder.is_dir(): raise InputError(folder, 'neither a folder nor a PNG or JPEG file')
     inside = [path.relative_to(folder) for path in folder.rglob('*') if path.suffix.lower() in ENDINGS and path.is_file()]
     seen = sorted(path for path in inside if not any(part.startswith('.') for part in path.parts))
     if not seen: raise InputError(folder, 'no PNG or JPEG files in it')
@@ -74,6 +76,7 @@ class PictureReader:
 # %% ../../nbs/apps/04_pictures.ipynb #f245cb17
 def _picture_rows(paths, folder):
     "A slices table of pictures, each a study of its own, named by its path inside the folder"
+    folder = folder if folder.is_dir() else folder.parent
     names = [path.relative_to(folder).as_posix() for path in paths]
     table = pd.DataFrame(dict(image_id=names, study_id=names, series_id=names, slice_index=0, path=list(map(str, paths))))
     return table.assign(quirks='', patient_id='')
@@ -97,7 +100,7 @@ def about_pictures(
 # %% ../../nbs/apps/04_pictures.ipynb #03612f81
 def predict_pictures(
     predictor, # A `Predictor`
-    folder # With PNG and JPEG files, subfolders included
+    folder # With PNG and JPEG files, subfolders included; or one such file
 ) -> Predictions: # As of a folder of DICOM files
     "Probabilities for every picture of a folder; raises `InputError` where there are none"
     began = time.perf_counter()

@@ -21,8 +21,8 @@ from fastcore.meta import delegates
 
 from ..core import InputError, a_few
 from ..data.folds import deal_patients
-from .truth import TRUTH, join_truth, read_truth, read_wide, study_table, unread_rows
-from ..labels import SUBTYPES
+from .truth import TRUTH, join_truth, read_truth, read_wide, study_table, unlabelled_rows, unread_rows
+from ..labels import SUBTYPES, read_table
 from ..metrics import (CLIP, WEIGHTS, bootstrap_interval, boundary_interval, column_auc, constant_prior,
                               expected_calibration_error, fit_temperature, logit, sensitivity_specificity)
 from ..model.bundle import bundle_prior
@@ -231,7 +231,7 @@ def _decide(rows, threshold):
 def _studies_csv(source, studies):
     "The six probabilities that `studies.csv` in the folder `source` gives to `studies`, or None where it speaks of other slices"
     file = Path(source)/'studies.csv' if isinstance(source, (str, Path)) else Path()
-    table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    table = read_table(file) if file.is_file() else pd.DataFrame()
     if not {'study_id', 'n_slices', *SUBTYPES} <= set(table.columns) or 'n_slices' not in studies: return None
     table = table.dropna(subset=['study_id', *SUBTYPES]).drop_duplicates('study_id')
     table = table.set_index('study_id').reindex(studies.study_id)
@@ -254,12 +254,22 @@ def _study_level(slices, source, terms):
     return studies.assign(group=groups.to_numpy()), origin
 
 # %% ../../nbs/judge/02_measures.ipynb #8ec93c08
-def _left_out(predictions):
-    "The rows of `predictions` that cannot be judged: image_id reason"
-    lost = predictions[unread_rows(predictions)]
-    status = lost['status'] if 'status' in lost else pd.Series(np.nan, lost.index)
-    reasons = status.replace('ok', np.nan).astype(object).fillna('no probabilities')
-    return pd.DataFrame(dict(image_id=lost[_key(lost)], reason=reasons)).reset_index(drop=True)
+def _judged(joined):
+    "Which rows have both probabilities and a truth"
+    return ~unread_rows(joined) & ~unlabelled_rows(joined, TRUTH)
+
+def _unread_reasons(rows):
+    "Why rows without probabilities have none"
+    status = rows['status'] if 'status' in rows else pd.Series(np.nan, rows.index)
+    return status.replace('ok', np.nan).astype(object).fillna('no probabilities')
+
+def _left_out(predictions, joined):
+    "The rows that cannot be judged: image_id reason"
+    unread = predictions[unread_rows(predictions)]
+    unlabelled = joined[~unread_rows(joined) & ~_judged(joined)]
+    parts = [pd.DataFrame(dict(image_id=unread[_key(unread)], reason=_unread_reasons(unread))),
+             pd.DataFrame(dict(image_id=unlabelled[_key(unlabelled)], reason='no label in the truth'))]
+    return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/judge/02_measures.ipynb #42ffc18b
 @delegates(Terms)
@@ -273,7 +283,8 @@ def evaluate(
     table = read_wide(predictions)
     terms = Terms(**kwargs)
     joined = join_truth(table, truth, subset, terms.how or 'max')
-    rows = joined[~unread_rows(joined)].reset_index(drop=True)
+    rows = joined[_judged(joined)].reset_index(drop=True)
+    if not len(rows): raise InputError('the predictions', 'none of their rows has a label')
     level = _LEVEL_OF[_key(rows)]
     origin = terms.how or 'max'
     if level == 'study': rows,origin = _as_given(rows, predictions, terms)
@@ -283,7 +294,7 @@ def evaluate(
     levels = {level: rows}
     if level == 'slice' and 'study_id' in rows and rows.study_id.notna().all():
         levels['study'],origin = _study_level(rows, predictions, terms)
-    return _evaluation(levels, terms, _left_out(table), dict(groups=drawn, positive=positive, how=origin))
+    return _evaluation(levels, terms, _left_out(table, joined), dict(groups=drawn, positive=positive, how=origin))
 
 # %% ../../nbs/judge/02_measures.ipynb #8b44beb7
 def _evaluation(levels, terms, left_out, info):

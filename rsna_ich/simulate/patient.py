@@ -39,9 +39,19 @@ def plan_scan(
     protocol = protocol or draw_protocol(rng)
     low = rng.uniform(-90, -48) # mm: from the first vertebra to the foramen magnum
     high = rng.uniform(84, 106) # above the vertex
-    return protocol,np.arange(low, high, max(protocol.spacing, (high-low)/max_slices))[:max_slices]
+    apart = max(protocol.spacing, (high-low)/max_slices)
+    return protocol,np.arange(low, high, apart)[:max_slices]
 
 # %% ../../nbs/simulate/09_patient.ipynb #669a80b5
+def _draw_patient(seed, z, protocol, nod, bleeds):
+    "Somebody's head in thin planes at the slices `z`, and how many planes a slice has"
+    from rsna_ich.simulate.anatomy import Head, scan_grid
+    from rsna_ich.simulate.head import draw_head
+    planes = 2 if protocol.thickness < 5 else 3
+    points = scan_grid(z, protocol.thickness, protocol.tilt, planes)
+    head = Head(points, [seed, 1], nod, protocol.thickness/planes)
+    return draw_head(head, bleeds),planes
+
 def simulate_patient(
     seed:int, # The patient: the same seed gives the same bytes
     size:int=512, # Rows and columns
@@ -53,16 +63,15 @@ def simulate_patient(
 ) -> Scan:
     "A patient's head CT: anatomy, blood and acquisition from one seed"
     from rsna_ich.simulate.acquisition import acquire
-    from rsna_ich.simulate.anatomy import Head, scan_grid
-    from rsna_ich.simulate.head import draw_head
     from rsna_ich.simulate.bleeds import blood_masks, mask_areas, mask_bits, plan_bleeds, slice_labels
     rng = np.random.default_rng([seed, 2019])
     protocol,z = plan_scan(seed, protocol, max_slices)
-    nod = protocol.tilt - rng.normal(6, 4)
+    nod = protocol.tilt - rng.normal(6, 4) # degrees
     bleeds = plan_bleeds(rng, prevalence, subtype)
-    planes = 2 if protocol.thickness < 5 else 3
-    head = draw_head(Head(scan_grid(z, protocol.thickness, protocol.tilt, planes), [seed, 1], nod, protocol.thickness/planes), bleeds)
+    head,planes = _draw_patient(seed, z, protocol, nod, bleeds)
     blood = blood_masks(head, planes)
-    areas,clear = mask_areas(blood, len(z))
-    hu,bits = acquire(head.hu, protocol, rng, size, planes, mask_bits(blood, (len(z), *head.hu.shape[1:])) if masks else None)
-    return Scan(hu, slice_labels(areas), areas, z, protocol, seed, clear, bits)
+    seen,clear = mask_areas(blood, len(z))
+    grid = (len(z), *head.hu.shape[1:])
+    bits = mask_bits(blood, grid) if masks else None
+    hu,bits = acquire(head.hu, protocol, rng, size, planes, bits)
+    return Scan(hu, slice_labels(seen), seen, z, protocol, seed, clear, bits)

@@ -24,24 +24,49 @@ from ..data.store import Store, build_store
 # %% ../../nbs/simulate/11_population.ipynb #e25576fa
 EDITION = 8 # of the simulated patients: it goes up when they change, and a store of older ones is made anew
 
+def _series_rows(seed, index, patient, max_slices, size):
+    "Rows of the slices table for the `index`th patient of a population, who is simulated from the seed `patient`"
+    protocol,z = plan_scan(patient, max_slices=max_slices)
+    pixel = protocol.pixel*512/size
+    about = dict(
+        path=f'simulated:{patient}:{EDITION}',
+        patient_id=make_id(seed, 'patient', index, digits=8),
+        study_id=make_id(seed, 'study', index, digits=10),
+        series_id=make_id(seed, 'series', index, digits=10),
+        n_slices=len(z), thickness_mm=protocol.thickness,
+        row_mm=pixel, col_mm=pixel, status='ok')
+    for k,mm in enumerate(z):
+        image_id = make_id(seed, index, k)
+        yield dict(image_id=image_id, slice_index=k, z_mm=float(mm), **about)
+
 def simulated_table(
     n_patients:int, # How many
     seed:int, # Of the population: patients of different seeds are different people
     max_slices:int=20, # Slices a patient at most; few, since another patient teaches more than another slice
     size:int=512 # Rows and columns that are simulated
-) -> pd.DataFrame:
+) -> pd.DataFrame: # One row a slice, as `read_slices` gives them
     "The slices table of patients who are still to be simulated"
+    rng = np.random.default_rng([seed, 7])
+    patients = rng.integers(2**31, size=n_patients).tolist()
     rows = []
-    for i,patient in enumerate(np.random.default_rng([seed, 7]).integers(2**31, size=n_patients).tolist()):
-        protocol,z = plan_scan(patient, max_slices=max_slices)
-        ids = {f'{kind}_id': make_id(seed, kind, i, digits=8 if kind == 'patient' else 10) for kind in ('patient', 'study', 'series')}
-        pixel = protocol.pixel*512/size
-        about = dict(path=f'simulated:{patient}:{EDITION}', **ids, n_slices=len(z), thickness_mm=protocol.thickness, row_mm=pixel, col_mm=pixel, status='ok')
-        rows += [dict(image_id=make_id(seed, i, k), slice_index=k, z_mm=float(mm), **about) for k,mm in enumerate(z)]
+    for index,patient in enumerate(patients): rows += _series_rows(seed, index, patient, max_slices, size)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/simulate/11_population.ipynb #c3e2d2a9
 CELLS = 24 # Cells a side of a map of blood
+
+def _edges(start, length, cells, end):
+    "The pixels at which the cells of a grid over `length` pixels begin and end, none beyond the picture"
+    edges = np.linspace(start, start + length, cells + 1)
+    return np.rint(edges).astype(int).clip(0, end)
+
+def _cell_sums(bit, rows, cols):
+    "How often `bit`, (..., h, w), is set between each two of `rows` and `cols`"
+    h,w = bit.shape[-2:]
+    total = np.zeros((*bit.shape[:-2], h+1, w+1), 'int32')
+    total[..., 1:, 1:] = bit.cumsum(-1, dtype='int32').cumsum(-2, dtype='int32')
+    corners = total[..., rows[:, None], cols]
+    return np.diff(np.diff(corners, axis=-1), axis=-2)
 
 def blood_maps(
     masks, # uint8, (2, slices, h, w), as in `Scan`
@@ -50,18 +75,17 @@ def blood_maps(
     cells:int=CELLS # Cells a side
 ) -> np.ndarray: # float16 mm2, (slices, 2, 5, cells, cells): blood that can be seen, and that stands out
     "The area of each subtype's blood in each cell of a grid over `box`"
-    n = masks.shape[1]
-    h,w = masks.shape[2:]
-    rows,cols = (np.rint(np.linspace(start, start + box.size, cells + 1)).astype(int).clip(0, end) for start,end in ((box.top, h), (box.left, w)))
-    out = np.zeros((n, 2, len(SUBTYPES)-1, cells, cells), 'float16')
-    for k in range(out.shape[2]):
+    _,n,h,w = masks.shape
+    rows = _edges(box.top, box.size, cells, h)
+    cols = _edges(box.left, box.size, cells, w)
+    kinds = len(SUBTYPES)-1
+    maps = np.zeros((n, 2, kinds, cells, cells), 'float16')
+    for k in range(kinds):
         bit = masks >> k & 1
         if not bit.any(): continue
-        total = np.zeros((2, n, h+1, w+1), 'int32')
-        total[..., 1:, 1:] = bit.cumsum(-1, dtype='int32').cumsum(-2, dtype='int32')
-        corners = total[..., rows[:, None], cols]
-        out[:, :, k] = (np.diff(np.diff(corners, axis=-1), axis=-2)*pixel**2).swapaxes(0, 1)
-    return out
+        mm2 = _cell_sums(bit, rows, cols)*pixel**2
+        maps[:, :, k] = mm2.swapaxes(0, 1)
+    return maps
 
 # %% ../../nbs/simulate/11_population.ipynb #26339542
 def read_simulated(
@@ -78,11 +102,19 @@ def read_simulated(
     scan = simulate_patient(patient, size, prevalence, max_slices=max_slices, masks=True)
     hu = np.maximum(scan.hu, -1024)
     pixel = scan.protocol.pixel*512/size
-    maps = blood_maps(scan.masks, head_box(hu, pixel_mm=pixel), pixel)
-    with atomic_path(Path(truth)/f'{rows.series_id.iloc[0]}.npz') as p:
-        with open(p, 'wb') as f: np.savez_compressed(f, areas=scan.areas, clear=scan.clear, maps=maps)
+    box = head_box(hu, pixel_mm=pixel)
+    maps = blood_maps(scan.masks, box, pixel)
+    _write_truth(_truth_file(truth, rows.series_id.iloc[0]), scan, maps)
     by_index = dict(enumerate(hu))
     return [by_index[k] for k in rows.slice_index]
+
+def _truth_file(folder, series): return Path(folder)/f'{series}.npz'
+
+def _write_truth(path, scan, maps):
+    "What is known of one series' blood, whole or not at all"
+    with atomic_path(path) as part:
+        with open(part, 'wb') as file:
+            np.savez_compressed(file, areas=scan.areas, clear=scan.clear, maps=maps)
 
 # %% ../../nbs/simulate/11_population.ipynb #cee4ab0c
 def simulated_store(
@@ -99,28 +131,34 @@ def simulated_store(
     from rsna_ich.simulate.bleeds import slice_labels
     dest = Path(dest)
     read = partial(read_simulated, truth=dest/'truth', prevalence=prevalence, max_slices=max_slices, size=pixels)
-    store = build_store(simulated_table(n_patients, seed, max_slices, pixels), dest, size=size, n_jobs=n_jobs, read=read, desc='simulate')
+    table = simulated_table(n_patients, seed, max_slices, pixels)
+    store = build_store(table, dest, size=size, n_jobs=n_jobs, read=read, desc='simulate')
     areas = _by_slice(store, 'areas')
-    index = pd.Index(store.slices.image_id, name='image_id')
-    return store,pd.DataFrame(slice_labels(areas), index, SUBTYPES),pd.DataFrame(areas, index, SUBTYPES[1:])
+    labels = pd.DataFrame(slice_labels(areas), _image_ids(store), SUBTYPES)
+    return store,labels,pd.DataFrame(areas, _image_ids(store), SUBTYPES[1:])
+
+def _image_ids(store): return pd.Index(store.slices.image_id, name='image_id')
 
 # %% ../../nbs/simulate/11_population.ipynb #acd23c88
 def _by_slice(store, what):
     "One array of the truth's side files, a row a slice of the store"
-    rows = store.slices
-    out = None
-    for series,some in rows.reset_index(drop=True).groupby('series_id', sort=False):
-        file = store.path/'truth'/f'{series}.npz'
-        if not file.exists(): raise InputError(file, 'is not there: an older version made this store, remove its folder')
-        with np.load(file) as f: part = f[what]
-        if out is None: out = np.empty((len(rows), *part.shape[1:]), part.dtype)
-        out[some.index] = part[some.slice_index]
-    return out
+    rows = store.slices.reset_index(drop=True)
+    values = None
+    for series,some in rows.groupby('series_id', sort=False):
+        part = _read_truth(_truth_file(store.path/'truth', series), what)
+        if values is None: values = np.empty((len(rows), *part.shape[1:]), part.dtype)
+        values[some.index] = part[some.slice_index]
+    return values
+
+def _read_truth(path, what):
+    "One array of what `_write_truth` wrote"
+    if not path.exists(): raise InputError(path, 'is not there: an older version made this store, remove its folder')
+    with np.load(path) as file: return file[what]
 
 # %% ../../nbs/simulate/11_population.ipynb #e35a116f
 def simulated_blood(
     store # From `simulated_store`
 ) -> tuple: # Areas of blood that stands out in mm2 (by image_id), maps as in `blood_maps`, (slices, 2, 5, CELLS, CELLS)
     "What is known of the blood in a simulated store beyond its labels"
-    index = pd.Index(store.slices.image_id, name='image_id')
-    return pd.DataFrame(_by_slice(store, 'clear'), index, SUBTYPES[1:]),_by_slice(store, 'maps')
+    clear = pd.DataFrame(_by_slice(store, 'clear'), _image_ids(store), SUBTYPES[1:])
+    return clear,_by_slice(store, 'maps')

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/cli.html.md"""
 __all__ = ['app', 'RANGES', 'CHOICES', 'RESUMES', 'OWN_CODE', 'command']
 
 # %% ../nbs/04_cli.ipynb #9a8ff3a2
-import inspect, re, shlex, shutil, sys
+import inspect, os, re, shlex, shutil, sys
 from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
@@ -136,6 +136,7 @@ def command(
 def _main(version:Annotated[bool, typer.Option('--version', is_eager=True, help='Print the version')]=False):
     for stream in sys.stdout, sys.stderr: # a folder's name may be no UTF-8
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+    os.environ.setdefault('ARROW_DEFAULT_MEMORY_POOL', 'system') # Arrow's own keeps what was given back
     if version:
         typer.echo(__version__)
         raise typer.Exit(0)

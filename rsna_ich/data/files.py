@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+from fastcore.basics import chunked
 
 from ..core import InputError, is_temporary
 from .dicom import MAX_BYTES, SliceError
@@ -312,17 +313,23 @@ class Listing(NamedTuple):
     files:pd.DataFrame # `path`, `folder`, `bytes`, `changed`, `reason` of what may be a slice, ordered by path
     skipped:list # Names of the side files
 
+_WAITING = 1000 # entries that wait as Python objects, ten times the size of a table's row, to become a table
+
+def _as_table(entries): return pd.DataFrame(entries, columns=Entry._fields).astype(dict.fromkeys(['path', 'folder', 'changed', 'reason'], str))
+
 def list_files(
     source # A folder (searched recursively), a zip, `archive.zip::folder` inside one, a file, or a list of files
 ) -> Listing: # Every file is in one of its two parts
     "What may be a slice below `source`, with a reason for what is not opened; raises `InputError` where there is none"
     many = isinstance(source, (list, tuple))
-    found = [(path, _of_list(path)) for path in source] if many else list(_entries(source))
-    files = pd.DataFrame([entry for _,entry in found if entry], columns=Entry._fields).astype(dict(path=str, folder=str, changed=str, reason=str))
+    found = ((path, _of_list(path)) for path in source) if many else _entries(source)
+    pieces,skipped = [],[]
+    for some in chunked(found, _WAITING):
+        pieces.append(_as_table([entry for _,entry in some if entry]))
+        skipped += [shown_path(os.path.basename(name)) for name,entry in some if entry is None]
+    files = pd.concat(pieces) if pieces else _as_table([])
     if not len(files): raise InputError('list' if many else shown_path(source), 'no DICOM files in it')
-    skipped = sorted(shown_path(os.path.basename(name)) for name,entry in found if entry is None)
-    skipped = [name for name in skipped if name[0] != '.']
-    return Listing(files.sort_values('path', ignore_index=True), skipped)
+    return Listing(files.sort_values('path', ignore_index=True), sorted(name for name in skipped if name[0] != '.'))
 
 def list_slices(
     source # As for `list_files`

@@ -15,6 +15,7 @@ import functools, hashlib, itertools, math, os, re, shutil
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa
+from fastcore.basics import chunked
 
 from ..core import InputError, atomic_path, progress
 from .dicom import read_hu
@@ -391,6 +392,7 @@ def _first_instances(rows):
 def _set_copies_aside(table):
     "Make image identifiers unique, and name what is there twice"
     shared = table.frame.eq(0) & table.image_id.duplicated(keep=False)
+    if not shared.any(): return
     for name,rows in table[shared].groupby('image_id'):
         kept,copies = _first_instances(rows)
         for k,i in enumerate([*kept, *copies]): table.loc[i, 'image_id'] = f'{name}~{k+1}' if k else name
@@ -552,6 +554,20 @@ def _found_quirks(t):
     for mask,text,*details in itertools.chain(_step_quirks(t), _series_quirks(t), shear):
         for i in np.flatnonzero(mask): yield i, text.format(*(values[i] for values in details))
 
+def _ranked(quirks): return '; '.join(sorted(quirks, key=_rank))
+
+def _renewed(quirks, found, anew):
+    "The column `quirks` with those that begin with one of `anew` replaced by what was found, as (row, quirk)"
+    kept = {text: [quirk for quirk in text.split('; ') if quirk and not quirk.startswith(anew)] for text in quirks.unique()}
+    more = {}
+    for i,quirk in found:
+        if quirk.startswith(anew): more.setdefault(i, []).append(quirk)
+    renewed = quirks.map({text: _ranked(some) for text,some in kept.items()})
+    rows = list(more)
+    renewed.iloc[rows] = [_ranked([*kept[quirks[i]], *more[i]]) for i in rows]
+    return renewed.astype(str)
+
+# %% ../../nbs/data/05_slices.ipynb #661b1a1b
 def order_slices(
     table # Slices table in any order; `slice_index` and `n_slices` need not be there
 ) -> pd.DataFrame: # By study, series and slice index (unusable files last in their series), with the order's quirks
@@ -560,10 +576,7 @@ def order_slices(
     kept = tuple(quirk for column,quirk in _FORGOTTEN.items() if finished and column not in table)
     anew = tuple(name for name in _ORDER_QUIRKS if name not in kept)
     t = _sorted_rows(table.reset_index(drop=True))
-    quirks = [[quirk for quirk in q.split('; ') if quirk and not quirk.startswith(anew)] for q in t.quirks.fillna('')]
-    for i,quirk in _found_quirks(t):
-        if quirk.startswith(anew): quirks[i].append(quirk)
-    t['quirks'] = pd.Series(['; '.join(sorted(found, key=_rank)) for found in quirks], dtype=str)
+    t['quirks'] = _renewed(t.quirks.fillna(''), _found_quirks(t), anew)
     others = [column for column in table if column not in COLUMNS]
     return t[[column for column in COLUMNS if column in t] + others]
 
@@ -595,7 +608,11 @@ def _numbers(row):
 
 def _as_arrow(rows): return pa.Table.from_pylist([row | _numbers(row) for row in rows], schema=_SCHEMA)
 
-def _read_chunk(files): return _as_arrow([_read_row(*file) for file in files])
+_WAITING = 250 # rows that wait as Python objects, ten times the size of a table's row, to become a table
+
+def _read_chunk(files):
+    "The rows of some files as an Arrow table"
+    return pa.concat_tables(_as_arrow([_read_row(*file) for file in some]) for some in chunked(files, _WAITING))
 
 # %% ../../nbs/data/05_slices.ipynb #6b359cd8
 _IDS = ['patient_id', 'study_id', 'series_id']
@@ -642,7 +659,7 @@ def read_slices(
         shutil.rmtree(parts.parent, ignore_errors=True) # a run that was killed once all was written leaves them
         return load_slices(save)
     chunks = [files[i:i+chunk] for i in range(0, len(files), chunk)]
-    table = _finish(list(_read_parts(chunks, parts, n_jobs)))[COLUMNS]
+    table = _finish(_read_parts(chunks, parts, n_jobs))[COLUMNS]
     if save:
         write_slices(table, save, source=key)
         shutil.rmtree(parts.parent, ignore_errors=True)
@@ -668,7 +685,7 @@ def _source_of(path):
 def _write_arrow(table, path):
     "Write an Arrow table whole or not at all; by an open file, since a path may be no UTF-8"
     from pyarrow.parquet import write_table # its import is a twentieth of a prediction's start, which needs none
-    with atomic_path(path) as p, open(p, 'wb') as f: write_table(table, f)
+    with atomic_path(path) as p, open(p, 'wb') as f: write_table(table, f, row_group_size=2000) # a writer holds a group
 
 def _read_arrow(path):
     from pyarrow.parquet import read_table

@@ -300,7 +300,7 @@ def finish(self:_Build):
         np.lib.format.write_array_header_1_0(f, dict(descr=ENCODINGS[self.config['encoding']].str, fortran_order=False, shape=shape))
         assert f.tell() == HEADER
         os.fsync(f.fileno())
-    with atomic_path(self.folder/'slices.parquet') as p, open(p, 'wb') as f: slices.to_parquet(f)
+    with atomic_path(self.folder/'slices.parquet') as p, open(p, 'wb') as f: slices.to_parquet(f, row_group_size=2000) # a writer holds a group
     with atomic_path(self.folder/'left_out.csv') as p: left_out.to_csv(p, index=False)
     with atomic_path(self.folder/'store.json') as p: p.write_text(json.dumps(self.config | dict(version=__version__), indent=1))
 

@@ -76,6 +76,7 @@ def draw_protocol(
         headrest=rng.random() < .8,
         circle=rng.random() < .4)
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #457c37bc
 def _draw_tilt(rng):
     "Degrees by which the gantry leans: none in one series of twelve"
     if rng.random() < .08: return 0.
@@ -119,6 +120,7 @@ def spread_bone(
     shining = hu + near + protocol.lift*wide
     return torch.where(hu > -300, shining, hu)
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #54459066
 def _blurred(pictures, reach, step=1):
     "Each slice blurred over `reach` mm, of pictures that hold every `step`th pixel"
     pixels = reach/PIXEL/step
@@ -264,6 +266,7 @@ def _nearest(masks, size, pixel, shift):
     out[..., rows[:, None], cols] = masks[..., from_rows[:, None], from_cols]
     return out
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #ae8c8270
 def _nearest_index(size, pixel, shift, coarse):
     "Along an axis of `size` pixels, those that lie on the coarse grid, and the pixel of the coarse grid under each"
     mm = (np.arange(size) - (size-1)/2)*pixel - shift
@@ -271,6 +274,7 @@ def _nearest_index(size, pixel, shift, coarse):
     inside = (at >= 0) & (at < coarse)
     return np.flatnonzero(inside),at[inside].astype(int)
 
+# %% ../../nbs/simulate/08_acquisition.ipynb #14007de0
 PADDING = -2000 # stored value of pixels that a scanner did not measure, as in the competition's GE series
 
 def _circle(size):

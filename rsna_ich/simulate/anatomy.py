@@ -102,6 +102,7 @@ def make_atlas() -> dict: # Name to float32 array, channel first, (channels, z, 
     maps = dict(tissue=fine_maps, coarse=coarse_maps, normal=_outward(table))
     return {name: _channel_first(values) for name,values in maps.items()}
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #16e3a085
 def _outward(
     table # Signed distance to the inner table on the 2 mm grid
 ):
@@ -159,6 +160,7 @@ def scan_grid(
     axes = [axis.expand(shape) for axis in (x, y, z)]
     return torch.stack(axes, -1)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #55fcf691
 def _middle_out(
     size:int # Pixels along an axis
 ) -> torch.Tensor: # mm from the middle of the picture, falling
@@ -271,6 +273,7 @@ def extents_of(
     other_axes = (1, 2),(0, 2),(0, 1)
     return [(corner(torch.amin, others), corner(torch.amax, others)) for others in other_axes]
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #e00c79b1
 def block_of(
     extents:list, # From `extents_of`
     low, # mm, lower corner of a box, (3,)
@@ -330,6 +333,7 @@ class Head:
         if q is None: q = self.q
         return smooth_noise(self.rng, q, length)[0]
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #bb27b5cf
 @patch
 def _look_up(self:Head, name):
     "Maps of the atlas at this skull's points, (channels, planes, rows, cols)"
@@ -374,6 +378,7 @@ def above_base(self:Head):
     "0 at the base of the brain, 1 above it"
     return sigmoid((self.q[..., 2] + 20)/6)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #64f06eb6
 @patch(as_prop=True)
 def under_table(self:Head):
     "0 outside the inner table, 1 from a millimetre or two below it"
@@ -468,6 +473,7 @@ def add_brain(
     head.hu = paint(_matter(head), space, fluid)
     head.cisterns = space*head.inside*head.not_ventricle
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #b3e87152
 def _averaged(head:Head):
     "Where the atlas is brain, 0 to 1: sets how thick tissue must be for that, which is how wide the sulci are"
     individual = head.uniform(.42, .66)
@@ -477,6 +483,7 @@ def _averaged(head:Head):
     above = (head.map - head.threshold)/head.softness
     return sigmoid(above)*head.under_table
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #30b2c801
 def _matter(head:Head):
     "HU of grey and white matter: white is darker, and darker still round the ventricles of the old"
     grey = head.uniform(34, 41)
@@ -587,6 +594,7 @@ def _add_vessels(head, vein):
     side = int(head.rng.choice([-1, 1]))
     tube(head, *middle_cerebral, .4, dense, side=side)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #bfbc9d98
 def add_meninges(
     head:Head # Changed: `hu`
 ):
@@ -658,6 +666,7 @@ def _skull_thickness(head):
     temple = lateral*low*sigmoid((y+50)/5)
     return thickness.clamp(min=2.5)*(1 - temple)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #21c09270
 def _bone(head, thickness):
     "HU of the skull: less in the diploe, and less in a suture"
     middle = (head.table/thickness - .5)/.22 # 0 in the middle of the bone

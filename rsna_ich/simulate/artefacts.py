@@ -25,6 +25,7 @@ def _from_middle(size):
     "Where the middles of `size` pixels or detectors lie, in pixels from the middle of them all"
     return torch.arange(size) - (size-1)/2
 
+# %% ../../nbs/simulate/07_artefacts.ipynb #0c31f9fc
 def _rays(angles, rows, cols, bins):
     "Where the rays of some directions run, in `grid_sample`'s units, (angles, bins, bins, 2)"
     cos = torch.cos(angles)[:, None, None]
@@ -146,6 +147,7 @@ def starve(
     in_tissue = (hu > -900) & (hu < SCALE)
     return torch.where(in_tissue, hu + streaks, hu)
 
+# %% ../../nbs/simulate/07_artefacts.ipynb #285d5cdf
 def _starved_noise(path, rng, noise):
     "What detectors that see little add to a `path` of absorption: the less arrives, the more"
     grain = rng.standard_normal(path.shape, dtype='float32')
@@ -174,6 +176,7 @@ def moved(
     error = back_project(seen - still, angles, *coarse.shape[1:], 2*PIXEL)
     return hu + _enlarged(error, hu.shape[1:])
 
+# %% ../../nbs/simulate/07_artefacts.ipynb #8d988239
 def _shifted(sinogram, by):
     "Each projection, (slices, angles, bins), shifted by its number of detectors, (angles,)"
     angles,bins = sinogram.shape[1:]

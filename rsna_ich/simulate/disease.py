@@ -151,6 +151,7 @@ def _calcify_falx(head):
         radii = _draw_point(head, (.8, 2.6), (2, 12), (2, 9))
         grain(head, (x, y, z), radii, head.uniform(100, 700))
 
+# %% ../../nbs/simulate/03_disease.ipynb #4edd0fde
 def _calcify_ligaments(head):
     "Ligaments between the petrous bones and the sella, and the edge of the tentorium on one side"
     if has_calcium(head, 'petroclinoid'):
@@ -242,6 +243,7 @@ def push(self:Infarct, head):
     above = self.centre[2] > -25 # mm, of the tentorium
     if swelling > 6 and above: self.shift(head, swelling, self.side)
 
+# %% ../../nbs/simulate/03_disease.ipynb #7e934021
 @patch
 def fill(self:Infarct, head):
     "Dark brain, or a hole"
@@ -253,6 +255,7 @@ def fill(self:Infarct, head):
     darkened = torch.minimum(head.hu, dark + self.noise(head, 8))
     head.hu = paint(head.hu, self.area, darkened)
 
+# %% ../../nbs/simulate/03_disease.ipynb #7b00c4b1
 @patch
 def _hole(self:Infarct, head, area):
     "Fluid in place of brain, crossed by strands of what is left of it"

@@ -33,26 +33,35 @@ LEAST_MM2 = 2500 # of a section through a brain, below which nothing is painted
 LEAST_WALL = .6 # share of the outline that bone touches
 
 def _room(bone, gap, pixel):
-    "The largest room that bone encloses once openings of up to `gap` mm are shut"
-    free = ndi.distance_transform_edt(~bone)*pixel > gap/2
+    "The largest room that bone encloses once openings of up to `gap` mm are shut, bool (h, w)"
+    free = _mm_from(bone, pixel) > gap/2
     label,n = ndi.label(free)
     size = np.bincount(label.ravel(), minlength=n+1)
-    open_to_outside = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
-    size[np.unique(open_to_outside)] = 0
-    size[0] = 0
+    size[0] = 0 # what is not free
+    border = np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])
+    size[np.unique(border)] = 0 # open to the outside
     if not size.any(): return np.zeros_like(bone)
     core = label == size.argmax()
-    return (ndi.distance_transform_edt(~core)*pixel <= gap/2 + .1) & ~bone
+    grown = _mm_from(core, pixel) <= gap/2 + .1
+    return grown & ~bone
+
+# %% ../../nbs/simulate/14_paint.ipynb #0a15bb55
+def _mm_from(mask, pixel):
+    "Distance of each pixel from `mask`, mm"
+    return ndi.distance_transform_edt(~mask)*pixel
 
 def _largest(mask):
     "The largest connected piece"
     label,n = ndi.label(mask)
-    return label == np.bincount(label.ravel())[1:].argmax() + 1 if n else mask
+    if not n: return mask
+    sizes = np.bincount(label.ravel())[1:]
+    return label == sizes.argmax() + 1
 
 def _walled(room, bone, pixel):
     "Does bone touch most of the outline?"
     outline = room & ~ndi.binary_erosion(room)
-    return (ndi.distance_transform_edt(~bone)[outline]*pixel <= 4).mean() >= LEAST_WALL
+    touched = _mm_from(bone, pixel)[outline] <= 4
+    return touched.mean() >= LEAST_WALL
 
 # %% ../../nbs/simulate/14_paint.ipynb #ea3f888d
 def find_inside(
@@ -60,14 +69,23 @@ def find_inside(
     pixel_mm:float # Side of a pixel
 ) -> np.ndarray: # bool, (h, w); nowhere where no brain is found
     "The inside of the skull"
-    smooth = ndi.gaussian_filter(np.clip(hu, -1000, 1500).astype('float32'), .8/pixel_mm)
+    smooth = _smoothed(np.clip(hu, -1000, 1500), .8/pixel_mm)
     bone = smooth > WALL_HU
     for gap in GAPS_MM:
         room = _room(bone, gap, pixel_mm) & (smooth > -20)
-        room = _largest(ndi.binary_opening(room, iterations=max(1, round(2.5/pixel_mm))))
+        room = _largest(_opened(room, 2.5/pixel_mm))
         room = ndi.binary_fill_holes(room) & ~bone
-        if room.sum()*pixel_mm**2 >= LEAST_MM2 and _walled(room, bone, pixel_mm): return room
+        large = room.sum()*pixel_mm**2 >= LEAST_MM2
+        if large and _walled(room, bone, pixel_mm): return room
     return np.zeros(np.shape(hu), bool)
+
+def _smoothed(hu, pixels):
+    "Blurred by a Gaussian of so many pixels, float32"
+    return ndi.gaussian_filter(hu.astype('float32'), pixels)
+
+def _opened(mask, pixels):
+    "Without what is thinner than about twice so many pixels"
+    return ndi.binary_opening(mask, iterations=max(1, round(pixels)))
 
 # %% ../../nbs/simulate/14_paint.ipynb #a9976546
 SECTION_MM = tuple(range(-44, 84, 4)) # mm of the sections
@@ -85,17 +103,22 @@ class Place(NamedTuple):
     angle:float # degrees by which the head leans
     score:float # agreement, 1 at best
 
+# %% ../../nbs/simulate/14_paint.ipynb #44ba4591
 @lru_cache(maxsize=1)
 def _sections():
     "Sections through the atlas: z, tilt, picture in HU, and its inside"
     atlas = load_atlas()
     found = []
     for tilt in TILTS:
-        q = scan_grid(SECTION_MM, 1, tilt, 1)[:, STEP//2::STEP, STEP//2::STEP]
-        inside = (sample(atlas['coarse'], q)[0] < 0).numpy()
-        pictures = inside*(6 + 30*sample(atlas['tissue'], q)[0].numpy())
-        large = inside.sum((1, 2))*(STEP*PIXEL)**2 >= LEAST_MM2
-        found += [(z, tilt, picture, mask) for z,picture,mask,fits in zip(SECTION_MM, pictures, inside, large) if fits]
+        q = scan_grid(SECTION_MM, 1, tilt, 1)
+        q = q[:, STEP//2::STEP, STEP//2::STEP]
+        table = sample(atlas['coarse'], q)[0]
+        tissue = sample(atlas['tissue'], q)[0]
+        inside = (table < 0).numpy()
+        pictures = inside*(6 + 30*tissue.numpy())
+        for z,picture,mask in zip(SECTION_MM, pictures, inside):
+            mm2 = mask.sum()*(STEP*PIXEL)**2
+            if mm2 >= LEAST_MM2: found.append((z, tilt, picture, mask))
     return found
 
 # %% ../../nbs/simulate/14_paint.ipynb #0c45462f
@@ -108,35 +131,59 @@ def _lean(mask):
     "Degrees by which a long shape leans; 0 where it is as good as round"
     at = np.argwhere(mask).astype('float64')
     size,axes = np.linalg.eigh(np.cov((at - at.mean(0)).T))
-    long = axes[:, 1]*(np.sign(axes[0, 1]) or 1)
-    angle = float(np.degrees(np.arctan2(long[1], long[0])))
-    return angle if size[1] > 1.2*size[0] and abs(angle) < 30 else 0.
+    down,across = axes[:, 1]*(np.sign(axes[0, 1]) or 1) # its long axis
+    angle = float(np.degrees(np.arctan2(across, down)))
+    is_long = size[1] > 1.2*size[0]
+    return angle if is_long and abs(angle) < 30 else 0.
 
 def _turn(degrees):
     "The matrix that turns (down, across)"
-    a = np.radians(degrees)
-    return np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+    angle = np.radians(degrees)
+    cos = np.cos(angle)
+    sin = np.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])
 
 def _at_base(hu, inside, pixel):
     "Is it a section through the skull base? Above it there is hardly anything but bone between brain and air"
-    smooth = ndi.gaussian_filter(hu.astype('float32'), 1/pixel)
-    head = ndi.binary_fill_holes(_largest(ndi.binary_opening(smooth > -200, iterations=max(1, round(3/pixel)))))
+    smooth = _smoothed(hu, 1/pixel)
+    head = _largest(_opened(smooth > -200, 3/pixel))
+    head = ndi.binary_fill_holes(head)
     other = head & ~inside & (smooth < WALL_HU)
     return other.sum() > OUTSIDE*head.sum()
 
 # %% ../../nbs/simulate/14_paint.ipynb #ee2d6421
-def _agreement(soft, pixel, angle, middle, spread, section):
+class _Outline(NamedTuple):
+    "How the inside of a slice lies in its picture"
+    middle:np.ndarray # mm, (2,): down and across
+    spread:np.ndarray # standard deviation in mm, (2,)
+    angle:float # degrees by which it leans
+
+def _middles(shape, mm):
+    "Where the middles of a picture's pixels lie, mm, (2, h, w)"
+    return (np.indices(shape) + .5)*mm
+
+def _column(pair):
+    "A pair of numbers, down and across, that goes with arrays of (2, h, w)"
+    return np.asarray(pair)[:, None, None]
+
+def _turned(points, degrees):
+    "Points, (2, h, w), turned about the origin"
+    return np.einsum('ij,jrc->irc', _turn(degrees), points)
+
+# %% ../../nbs/simulate/14_paint.ipynb #9ab3e49a
+def _agreement(soft, pixel, outline, section):
     "The `Place` that one section would be"
     z,tilt,picture,mask = section
-    there,theirs = _spread(mask, STEP*PIXEL)
-    scale = np.clip(spread/theirs, .88, 1.14)
-    off = ((np.indices(picture.shape) + .5)*STEP*PIXEL - there[:, None, None])*scale[:, None, None]
-    at = np.einsum('ij,jrc->irc', _turn(angle), off) + middle[:, None, None]
+    there,spread = _spread(mask, STEP*PIXEL)
+    ratio = outline.spread/spread
+    scale = np.clip(ratio, .88, 1.14)
+    off = (_middles(picture.shape, STEP*PIXEL) - _column(there))*_column(scale)
+    at = _turned(off, outline.angle) + _column(outline.middle)
     found = ndi.map_coordinates(soft, at/pixel - .5, order=1)
     both = (found > 3) | mask
-    stretch = (abs(np.log(spread/theirs)) - .06).clip(0).sum()
-    score = float(np.corrcoef(found[both], picture[both])[0, 1] - stretch)
-    return Place(z, tilt, tuple(middle), tuple(there), tuple(scale), angle, score)
+    alike = np.corrcoef(found[both], picture[both])[0, 1]
+    stretch = (abs(np.log(ratio)) - .06).clip(0).sum()
+    return Place(z, tilt, tuple(outline.middle), tuple(there), tuple(scale), outline.angle, float(alike - stretch))
 
 def locate(
     hu, # HU, (h, w)
@@ -144,20 +191,22 @@ def locate(
     pixel_mm:float # Side of a pixel
 ) -> Place:
     "Where a slice lies in the atlas"
-    soft = ndi.gaussian_filter(np.clip(hu, 0, 50).astype('float32'), 1.5/pixel_mm)
+    soft = _smoothed(np.clip(hu, 0, 50), 1.5/pixel_mm)
     soft = np.where(inside, soft, 0)
-    middle,spread = _spread(inside, pixel_mm)
-    angle = _lean(inside)
+    outline = _Outline(*_spread(inside, pixel_mm), _lean(inside))
     at_base = _at_base(hu, inside, pixel_mm)
     def possible(z): return z <= -8 if at_base else z >= -28
-    places = [_agreement(soft, pixel_mm, angle, middle, spread, section) for section in _sections() if possible(section[0])]
+    sections = [section for section in _sections() if possible(section[0])]
+    places = [_agreement(soft, pixel_mm, outline, section) for section in sections]
     return max(places, key=lambda place: place.score)
 
 # %% ../../nbs/simulate/14_paint.ipynb #4734488f
 def _within(hu, inside, mm, pixel):
     "A blur of `mm` among the pixels inside alone"
-    weight = ndi.gaussian_filter(inside.astype('float32'), mm/pixel)
-    return ndi.gaussian_filter(np.where(inside, hu, 0).astype('float32'), mm/pixel)/np.maximum(weight, 1e-3)
+    pixels = mm/pixel
+    weight = _smoothed(inside, pixels)
+    total = _smoothed(np.where(inside, hu, 0), pixels)
+    return total/np.maximum(weight, 1e-3)
 
 WIDE_MM = 5 # blur, below which a change counts as noise: it takes a tenth of a coarse noise with it
 LAGS = 8 # pixels over which noise can be correlated
@@ -167,30 +216,48 @@ class SliceNoise(NamedTuple):
     sd:float # HU
     amplitude:np.ndarray # of its spectrum, on twice the slice's grid
 
+# %% ../../nbs/simulate/14_paint.ipynb #3c0495b2
 def measure_noise(
     hu, # HU, (h, w)
     quiet, # bool, (h, w): homogeneous brain
     pixel_mm:float # Side of a pixel
 ) -> SliceNoise:
     "Strength and grain of the noise in quiet brain"
-    rest = np.where(quiet, hu - _within(hu, quiet, WIDE_MM, pixel_mm), 0).astype('float64')
-    keep = quiet & (abs(rest) < 4.5*np.median(abs(rest[quiet]))) # three standard deviations
+    rest = hu - _within(hu, quiet, WIDE_MM, pixel_mm)
+    rest = np.where(quiet, rest, 0).astype('float64')
+    most = 4.5*np.median(abs(rest[quiet])) # three standard deviations
+    keep = quiet & (abs(rest) < most)
     rest = np.where(keep, rest - rest[keep].mean(), 0)
-    shape = [2*n for n in hu.shape]
-    def products(field): return np.fft.irfft2(abs(np.fft.rfft2(field, shape))**2, shape)
-    correlation = products(rest)/products(keep.astype('float64')).clip(1)
-    far = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n, 1/n) for n in shape), indexing='ij'))
-    taper = np.where(far < LAGS, .5 + .5*np.cos(np.pi*far/LAGS), 0)
-    return SliceNoise(float(np.sqrt(correlation[0, 0].clip(1e-6))), np.sqrt(np.fft.rfft2(correlation*taper).real.clip(0)))
+    double = [2*n for n in hu.shape]
+    pairs = _products(keep.astype('float64'), double).clip(1)
+    correlation = _products(rest, double)/pairs
+    sd = float(np.sqrt(correlation[0, 0].clip(1e-6)))
+    power = np.fft.rfft2(correlation*_taper(double)).real
+    return SliceNoise(sd, np.sqrt(power.clip(0)))
 
+def _products(field, shape):
+    "The sum of products of `field` with itself at each lag, on a grid of `shape`"
+    spectrum = np.fft.rfft2(field, shape)
+    return np.fft.irfft2(abs(spectrum)**2, shape)
+
+def _taper(shape):
+    "1 at a lag of 0, falling to 0 at `LAGS` pixels"
+    lags = [np.fft.fftfreq(n, 1/n) for n in shape]
+    far = np.hypot(*np.meshgrid(*lags, indexing='ij'))
+    falling = .5 + .5*np.cos(np.pi*far/LAGS)
+    return np.where(far < LAGS, falling, 0)
+
+# %% ../../nbs/simulate/14_paint.ipynb #60c80f9d
 def draw_noise(
     noise:SliceNoise, # Of a slice
     rng, # numpy random Generator
     shape:tuple # (h, w), that slice's
 ) -> np.ndarray: # float32 HU, (h, w)
     "New noise like that of a slice"
-    double = [2*n for n in shape]
-    field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal(double))*noise.amplitude, double)[:shape[0], :shape[1]]
+    rows,cols = shape
+    double = [2*rows, 2*cols]
+    white = np.fft.rfft2(rng.standard_normal(double))
+    field = np.fft.irfft2(white*noise.amplitude, double)[:rows, :cols]
     return (field*(noise.sd/field.std())).astype('float32')
 
 # %% ../../nbs/simulate/14_paint.ipynb #aac38081
@@ -208,30 +275,58 @@ class Canvas:
     ):
         self.hu = np.asarray(hu, 'float32')
         self.pixel = float(pixel_mm)
-        self.thickness = float(np.clip(USUAL_THICKNESS if pd.isna(thickness_mm) else thickness_mm, .5, 12))
+        if pd.isna(thickness_mm): thickness_mm = USUAL_THICKNESS
+        self.thickness = float(np.clip(thickness_mm, .5, 12))
         self.inside = find_inside(self.hu, self.pixel)
-        self.place = locate(self.hu, self.inside, self.pixel) if self.inside.any() else None
-        if self.place: self._measure()
+        self.place = None
+        if not self.inside.any(): return
+        self.place = locate(self.hu, self.inside, self.pixel)
+        self._measure()
 
     @property
     def paintable(self):
         "Is there brain enough, and does it have the HU of brain?"
         return self.place is not None and abs(self.level) < MOST_OFF
 
-    def blurred(self, hu, mm): return _within(np.clip(hu, -20, 80), self.inside, mm, self.pixel)
+    def blurred(self, hu, mm):
+        "`hu` blurred over `mm` inside the skull, with neither bone nor air"
+        soft = np.clip(hu, -20, 80)
+        return _within(soft, self.inside, mm, self.pixel)
 
-    def _measure(self):
-        outside = ndi.distance_transform_edt(~self.inside)
-        self.depth = (ndi.distance_transform_edt(self.inside) - outside - np.where(self.inside, .5, -.5))*self.pixel
-        self.smooth = self.blurred(self.hu, 1.2)
-        deep = self.inside & (self.depth > min(8, self.depth.max()/2)) & (self.smooth > 18) & (self.smooth < 60)
-        self.level = float(np.median(self.smooth[deep]) - BRAIN_HU) if deep.sum() > 50 else 2*MOST_OFF
-        if not self.paintable: return
-        steep = np.hypot(*np.gradient(self.smooth))
-        self.noise = measure_noise(self.hu, deep & (steep <= np.quantile(steep[deep], .7)), self.pixel)
-        self.ragged = self.inside.sum() < SOLID*convex_hull_image(self.inside).sum()
-        self.soft = np.clip((170 - self.hu)/90, 0, 1)*self.inside # 0 where a pixel is partly bone: that stays
-        self.rim = self._rim()
+# %% ../../nbs/simulate/14_paint.ipynb #4bd12807
+@patch
+def _measure(self:Canvas):
+    "Depth, level, noise and brightness near the skull; no more than the first two where there is no brain"
+    self.depth = self._signed_depth()
+    self.smooth = self.blurred(self.hu, 1.2)
+    deep = self._deep_brain()
+    self.level = float(np.median(self.smooth[deep]) - BRAIN_HU) if deep.sum() > 50 else 2*MOST_OFF
+    if not self.paintable: return
+    steep = np.hypot(*np.gradient(self.smooth))
+    quiet = deep & (steep <= np.quantile(steep[deep], .7))
+    self.noise = measure_noise(self.hu, quiet, self.pixel)
+    hull = convex_hull_image(self.inside)
+    self.ragged = self.inside.sum() < SOLID*hull.sum()
+    not_bone = np.clip((170 - self.hu)/90, 0, 1)
+    self.soft = not_bone*self.inside # 0 where a pixel is partly bone: that stays
+    self.rim = self._rim()
+
+# %% ../../nbs/simulate/14_paint.ipynb #bcf9b02f
+@patch
+def _signed_depth(self:Canvas):
+    "mm below the inside of the skull, negative outside, (h, w)"
+    outside = ndi.distance_transform_edt(~self.inside)
+    inside = ndi.distance_transform_edt(self.inside)
+    half = np.where(self.inside, .5, -.5) # the edge lies between two pixels
+    return (inside - outside - half)*self.pixel
+
+# %% ../../nbs/simulate/14_paint.ipynb #6f9bfa9e
+@patch
+def _deep_brain(self:Canvas):
+    "Brain away from the skull, without fluid and without what is bright, bool (h, w)"
+    least = min(8, self.depth.max()/2) # mm
+    deep = self.inside & (self.depth > least)
+    return deep & (self.smooth > 18) & (self.smooth < 60)
 
 # %% ../../nbs/simulate/14_paint.ipynb #fa22a06e
 @patch
@@ -239,24 +334,30 @@ def _rim(self:Canvas):
     "HU by which brain reads brighter near the skull, (h, w)"
     edges = np.arange(0, 16, 2)
     brain = self.inside & (self.smooth > 20)
-    bands = [self.smooth[brain & (self.depth >= edge) & (self.depth < edge + 2)] for edge in edges]
-    extra = [np.median(band) - self.level - BRAIN_HU - 3 if len(band) else 0 for band in bands] # cortex is 3 HU brighter than the mean
+    extra = []
+    for edge in edges:
+        here = brain & (self.depth >= edge) & (self.depth < edge + 2)
+        band = self.smooth[here]
+        brighter = np.median(band) - self.level - BRAIN_HU - 3 if len(band) else 0 # cortex is 3 HU brighter than the mean
+        extra.append(brighter)
     return np.interp(self.depth, edges + 1, np.clip(extra, 0, 15))
 
 # %% ../../nbs/simulate/14_paint.ipynb #981a0aeb
 def _points(canvas, planes):
     "Where each pixel lies in the atlas, (planes, h, w, 3), mm"
     place = canvas.place
-    middle,scale,there = (np.array(pair)[:, None, None] for pair in (place.middle, place.scale, place.there))
-    off = (np.indices(canvas.hu.shape) + .5)*canvas.pixel - middle
-    down,across = np.einsum('ij,jrc->irc', _turn(-place.angle), off)/scale + there
+    off = _middles(canvas.hu.shape, canvas.pixel) - _column(place.middle)
+    upright = _turned(off, -place.angle)
+    down,across = upright/_column(place.scale) + _column(place.there)
     forward = ROWS*PIXEL/2 - down
     x = COLS*PIXEL/2 - across
     tilt = np.radians(place.tilt)
     y = CENTRE[1] + forward*np.cos(tilt)
-    levels = place.z + (np.arange(planes) - (planes-1)/2)/planes*canvas.thickness
-    points = np.stack([np.stack([x, y, z + forward*np.sin(tilt)], -1) for z in levels])
-    return torch.from_numpy(points.astype('float32'))
+    rise = forward*np.sin(tilt)
+    steps = np.arange(planes) - (planes-1)/2
+    levels = place.z + steps/planes*canvas.thickness
+    points = [np.stack([x, y, z + rise], -1) for z in levels]
+    return torch.from_numpy(np.stack(points).astype('float32'))
 
 # %% ../../nbs/simulate/14_paint.ipynb #e2aa43f4
 class RealHead:
@@ -274,9 +375,7 @@ class RealHead:
         self.q = self.skull_q = _points(canvas, planes)
         self.depth = self.in_planes(canvas.depth)
         self.table = -self.depth
-        slope = np.stack(np.gradient(ndi.gaussian_filter(canvas.depth, 4/canvas.pixel)))
-        down,across = slope/(np.hypot(*slope) + 1e-3)
-        self.normal = torch.stack([self.in_planes(values) for values in (across, down, 0*down)], -1) # outwards, where depth falls
+        self.normal = self._outwards()
         self.push = torch.zeros_like(self.q)
         self.pressed = torch.zeros_like(self.depth)
         self.beyond = torch.zeros_like(self.depth)
@@ -285,7 +384,16 @@ class RealHead:
 
     def in_planes(self, values):
         "The same values in each plane"
-        return torch.from_numpy(np.broadcast_to(values, (self.planes, *self.canvas.hu.shape)).astype('float32'))
+        repeated = np.broadcast_to(values, (self.planes, *self.canvas.hu.shape))
+        return torch.from_numpy(repeated.astype('float32'))
+
+    def _outwards(self):
+        "Unit vectors towards the skull, where depth falls, (planes, h, w, 3)"
+        smooth = ndi.gaussian_filter(self.canvas.depth, 4/self.canvas.pixel)
+        slope = np.stack(np.gradient(smooth))
+        down,across = slope/(np.hypot(*slope) + 1e-3)
+        vectors = [self.in_planes(values) for values in (across, down, 0*down)]
+        return torch.stack(vectors, -1)
 
     @property
     def xyz(self): return self.q.unbind(-1)
@@ -294,21 +402,39 @@ class RealHead:
 @patch
 def _find_fluid(self:RealHead):
     "Fluid by its HU, parted into ventricles and sulci"
-    fine = self.canvas.blurred(self.canvas.hu, .7) - self.canvas.level
-    fluid = self.in_planes(np.clip((28 - fine)/(28 - FLUID_HU), 0, 1)*self.canvas.inside)
+    fluid = self._fluid_share()
     self.around = sample(load_atlas()['coarse'], self.q)[2]
-    self.ventricle = fluid*(self.depth > 18)*((self.around - .15)*4).clamp(0, 1)
-    self.map = self.tissue = 1 - fluid
+    near_ventricles = ((self.around - .15)*4).clamp(0, 1)
+    self.ventricle = fluid*(self.depth > 18)*near_ventricles
+    self.tissue = 1 - fluid
+    self.map = self.tissue
     self.sulci = fluid*(1 - self.ventricle)*(self.depth < 30)
-    if self.rng.random() < .5: self.sulci = torch.maximum(self.sulci, self._narrow_sulci()*float(self.rng.uniform(.3, 1)))
+    if self.rng.random() >= .5: return
+    narrow = self._narrow_sulci()
+    strength = float(self.rng.uniform(.3, 1))
+    self.sulci = torch.maximum(self.sulci, narrow*strength)
 
+# %% ../../nbs/simulate/14_paint.ipynb #4b685dfb
+@patch
+def _fluid_share(self:RealHead):
+    "How much of each pixel is fluid, 0 to 1, (planes, h, w): all of it at `FLUID_HU`, nothing from 28 HU on"
+    fine = self.canvas.blurred(self.canvas.hu, .7) - self.canvas.level
+    darker = (28 - fine)/(28 - FLUID_HU)
+    return self.in_planes(np.clip(darker, 0, 1)*self.canvas.inside)
+
+# %% ../../nbs/simulate/14_paint.ipynb #67540add
 @patch
 def _narrow_sulci(self:RealHead):
     "Sheets under the skull that are too thin to be seen without blood, 0 to 1"
-    length,width,reach = (float(self.rng.uniform(*ends)) for ends in ((7, 11), (.4, 1.8), (12, 26)))
-    away = smooth_noise(self.rng, self.q, length)[0].abs()*length*.6
-    sheet = torch.sigmoid((width*(1 - self.depth/reach) - away)/.35)
-    return sheet*(self.depth > 0)*(self.depth < reach)*(self.around < .1)
+    length = float(self.rng.uniform(7, 11)) # mm
+    width = float(self.rng.uniform(.4, 1.8))
+    reach = float(self.rng.uniform(12, 26))
+    field = smooth_noise(self.rng, self.q, length)[0]
+    away = field.abs()*length*.6
+    half = width*(1 - self.depth/reach)
+    sheet = torch.sigmoid((half - away)/.35)
+    there = (self.depth > 0) & (self.depth < reach)
+    return sheet*there*(self.around < .1)
 
 # %% ../../nbs/simulate/14_paint.ipynb #5128f29d
 class Painted(NamedTuple):
@@ -321,14 +447,22 @@ class Painted(NamedTuple):
 
 def _moved(canvas, push):
     "The slice with its inside displaced"
-    x,y,z = push.mean(0).unbind(-1)
-    t = np.radians(canvas.place.tilt)
-    ways = np.stack([-(y*np.cos(t) + z*np.sin(t)).numpy(), -x.numpy()])*np.array(canvas.place.scale)[:, None, None]
-    move = np.einsum('ij,jrc->irc', _turn(canvas.place.angle), ways)/canvas.pixel*canvas.inside
+    move = _move_in_plane(canvas, push)
     if abs(move).max() < .25: return canvas.hu
-    source = np.where(canvas.soft > .99, np.clip(canvas.hu, -50, 110), canvas.blurred(canvas.hu, 4)) # bone is not moved along
-    found = ndi.map_coordinates(source, np.indices(canvas.hu.shape) + move, order=3, mode='nearest')
+    tissue = np.clip(canvas.hu, -50, 110)
+    source = np.where(canvas.soft > .99, tissue, canvas.blurred(canvas.hu, 4)) # bone is not moved along
+    at = np.indices(canvas.hu.shape) + move
+    found = ndi.map_coordinates(source, at, order=3, mode='nearest')
     return canvas.hu + canvas.soft*(found - canvas.hu)
+
+def _move_in_plane(canvas, push):
+    "What a push in the atlas's mm, (planes, h, w, 3), means in pixels of the slice, down and across, (2, h, w)"
+    x,y,z = push.mean(0).unbind(-1)
+    tilt = np.radians(canvas.place.tilt)
+    forward = y*np.cos(tilt) + z*np.sin(tilt)
+    ways = np.stack([-forward.numpy(), -x.numpy()])
+    mm = _turned(ways*_column(canvas.place.scale), canvas.place.angle)
+    return mm/canvas.pixel*canvas.inside
 
 # %% ../../nbs/simulate/14_paint.ipynb #847dff3a
 class _Drawn(NamedTuple):
@@ -344,28 +478,48 @@ def _draw(canvas, bleeds, rng):
     for bleed in bleeds: bleed.push(head)
     moved = _moved(canvas, head.push)
     smooth = canvas.smooth if moved is canvas.hu else canvas.blurred(moved, 1.2)
-    base = head.in_planes(smooth - canvas.level)
-    shut = head.pressed*(1 - head.tissue)*(1 - head.ventricle)*(head.depth < 40)
-    base = base + shut*(BRAIN_HU + 3 - base).clamp(min=0)
+    base = _sulci_shut(head, head.in_planes(smooth - canvas.level))
     head.hu = base.clone()
     for bleed in bleeds: bleed.fill(head)
     return _Drawn(head, moved, smooth, base.mean(0).numpy() + canvas.level)
 
+def _sulci_shut(head, hu):
+    "`hu` with cortex in place of fluid where sulci are pressed shut"
+    not_ventricle = 1 - head.ventricle
+    shut = head.pressed*(1 - head.tissue)*not_ventricle*(head.depth < 40)
+    missing = (BRAIN_HU + 3 - hu).clamp(min=0)
+    return hu + shut*missing
+
 def _cover(head):
     "Which share of each pixel blood covers"
-    blood = getattr(head, 'blood', {}).values()
-    return torch.stack(list(blood)).amax(0).mean(0).numpy() if blood else np.zeros(head.canvas.hu.shape, 'float32')
+    blood = list(getattr(head, 'blood', {}).values())
+    if not blood: return np.zeros(head.canvas.hu.shape, 'float32')
+    most = torch.stack(blood).amax(0)
+    return most.mean(0).numpy()
 
 # %% ../../nbs/simulate/14_paint.ipynb #6f130abd
 def _composed(canvas, rng, drawn, change, cover):
     "The slice with a change of its smoothed copy, and its own noise where it is covered"
     reach = rng.uniform(.35, .75)/canvas.pixel
     change = ndi.gaussian_filter(change, reach)*canvas.soft
-    cover = (ndi.gaussian_filter(cover, reach)*canvas.soft).clip(0, 1)
+    cover = ndi.gaussian_filter(cover, reach)*canvas.soft
+    bare = 1 - cover.clip(0, 1)
     noise = draw_noise(canvas.noise, rng, canvas.hu.shape)
-    hu = drawn.smooth + change + (1 - cover)*(drawn.moved - drawn.smooth) + np.sqrt(1 - (1 - cover)**2)*noise
-    return np.where(canvas.inside, np.rint(hu).clip(-1024, 3071), canvas.hu).astype('int16')
+    fine = drawn.moved - drawn.smooth
+    hu = drawn.smooth + change + bare*fine + np.sqrt(1 - bare**2)*noise
+    whole = np.rint(hu).clip(-1024, 3071)
+    return np.where(canvas.inside, whole, canvas.hu).astype('int16')
 
+# %% ../../nbs/simulate/14_paint.ipynb #df892e20
+def _subtype_areas(masks, pixel):
+    "mm2 of each subtype's blood that can be seen and that stands out, (2, 1, 5), from `blood_masks`"
+    areas = np.zeros((2, 1, len(SUBTYPES)-1), 'float32')
+    for name,both in masks.items():
+        pixels = both.sum((2, 3))
+        areas[..., SUBTYPES.index(name)-1] = pixels*pixel**2
+    return areas
+
+# %% ../../nbs/simulate/14_paint.ipynb #c4d3eac5
 def paint_bleeds(
     canvas:Canvas, # That is paintable
     bleeds:list, # Of `bleeds.Bleed`
@@ -375,11 +529,13 @@ def paint_bleeds(
     drawn = _draw(canvas, bleeds, rng)
     masks = blood_masks(drawn.head, drawn.head.planes)
     cover = _cover(drawn.head)
-    areas = np.zeros((2, 1, len(SUBTYPES)-1), 'float32')
-    for name,both in masks.items(): areas[..., SUBTYPES.index(name)-1] = both.sum((2, 3))*canvas.pixel**2
-    change = drawn.head.hu.mean(0).numpy() + canvas.level - drawn.smooth + cover*canvas.rim
+    filled = drawn.head.hu.mean(0).numpy() + canvas.level
+    change = filled - drawn.smooth + cover*canvas.rim
     hu = _composed(canvas, rng, drawn, change, cover)
-    return Painted(hu, slice_labels(areas[0])[0], *areas[:, 0], mask_bits(masks, (1, *hu.shape))[:, 0])
+    areas = _subtype_areas(masks, canvas.pixel)
+    seen,clear = areas[:, 0]
+    bits = mask_bits(masks, (1, *hu.shape))
+    return Painted(hu, slice_labels(areas[0])[0], seen, clear, bits[:, 0])
 
 # %% ../../nbs/simulate/14_paint.ipynb #6149f5c4
 PAINT_TRIES = 30 # draws, after which a slice stays as it is
@@ -388,7 +544,9 @@ THICK_MM = 9 # layers that are thicker fill the small rooms of a ragged section
 
 def _fits(canvas, bleeds):
     "Has what was pushed room in this section?"
-    return not canvas.ragged or all(float(bleed.mm.max()) <= THICK_MM for bleed in bleeds if isinstance(bleed, Layer))
+    if not canvas.ragged: return True
+    layers = [bleed for bleed in bleeds if isinstance(bleed, Layer)]
+    return all(float(layer.mm.max()) <= THICK_MM for layer in layers)
 
 def _certain(painted):
     "Is there blood that stands out, and no mere trace of another kind?"
@@ -414,7 +572,8 @@ def _filling(canvas, drawn, kind, rng):
     "HU of what fills the shape of a bleed without being blood"
     if kind == 'same': return canvas.blurred(drawn.smooth, 2.5)
     low,high = (29, 37) if kind == 'brain' else (3, 26)
-    return canvas.level + rng.uniform(low, high) + 0*drawn.smooth
+    hu = canvas.level + rng.uniform(low, high)
+    return hu + 0*drawn.smooth
 
 def edit_harmless(
     canvas:Canvas, # That is paintable
@@ -429,10 +588,15 @@ def edit_harmless(
         cover = _cover(drawn.head)
         if (cover > .5).sum()*canvas.pixel**2 > VISIBLE_AREA: break
     else: return None
-    change = drawn.base - drawn.smooth + cover*(_filling(canvas, drawn, kind, rng) - drawn.base)
-    none = np.zeros(len(SUBTYPES)-1, 'float32')
-    hu = _composed(canvas, rng, drawn, change, cover)
-    return Painted(hu, np.zeros(len(SUBTYPES), 'uint8'), none, none, np.zeros((2, *hu.shape), 'uint8'))
+    filling = _filling(canvas, drawn, kind, rng)
+    change = drawn.base - drawn.smooth + cover*(filling - drawn.base)
+    return _without_blood(_composed(canvas, rng, drawn, change, cover))
+
+def _without_blood(hu):
+    "A `Painted` that holds no blood"
+    labels = np.zeros(len(SUBTYPES), 'uint8')
+    areas = np.zeros(len(SUBTYPES)-1, 'float32')
+    return Painted(hu, labels, areas, areas, np.zeros((2, *hu.shape), 'uint8'))
 
 # %% ../../nbs/simulate/14_paint.ipynb #975d4eaf
 def trace_features(
@@ -443,14 +607,29 @@ def trace_features(
     "How noise and edges are distributed in a slice: what painting could leave behind"
     rest = hu - _within(np.clip(hu, -20, 80), inside, 1.2, pixel_mm)
     rest = np.where(inside & (abs(rest) < 40), rest, 0)
-    size = max(2, round(12/pixel_mm))
-    share = ndi.uniform_filter(inside.astype('float32'), size)[::size, ::size]
-    power = ndi.uniform_filter(rest**2, size)[::size, ::size][share > .8]/share[share > .8]
-    if not len(power): power = np.zeros(1)
-    def alike(step): return [(rest*np.roll(rest, step, axis)).sum()/max((rest**2).sum(), 1e-6) for axis in (0, 1)]
-    steep = np.hypot(*np.gradient(ndi.gaussian_filter(rest, .7)))[inside]
-    return np.r_[np.log(np.quantile(power, [0, .1, .5, .9, 1]) + .1), np.ptp(np.log(power + .1)), alike(1), alike(2), np.quantile(steep, [.1, .5, .9, .99])]
+    power = _block_power(rest, inside, 12/pixel_mm)
+    strength = np.quantile(power, [0, .1, .5, .9, 1])
+    evenness = np.ptp(np.log(power + .1))
+    grain = [_neighbours_agree(rest, step, axis) for step in (1, 2) for axis in (0, 1)]
+    slope = np.gradient(ndi.gaussian_filter(rest, .7))
+    steep = np.hypot(*slope)[inside]
+    edges = np.quantile(steep, [.1, .5, .9, .99])
+    return np.r_[np.log(strength + .1), evenness, grain, edges]
 
+def _block_power(rest, inside, pixels):
+    "Mean square of the residual in each block of so many pixels that lies inside; one 0 where none does"
+    size = max(2, round(pixels))
+    share = ndi.uniform_filter(inside.astype('float32'), size)[::size, ::size]
+    power = ndi.uniform_filter(rest**2, size)[::size, ::size]
+    full = share > .8
+    return power[full]/share[full] if full.any() else np.zeros(1)
+
+def _neighbours_agree(rest, step, axis):
+    "The correlation of a residual with itself `step` pixels away"
+    products = rest*np.roll(rest, step, axis)
+    return products.sum()/max((rest**2).sum(), 1e-6)
+
+# %% ../../nbs/simulate/14_paint.ipynb #2b6355f3
 def trace_auc(
     canvases:list, # Of `Canvas`, paintable, one a patient
     seed:int=0, # Of what is repainted
@@ -460,10 +639,19 @@ def trace_auc(
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from rsna_ich.metrics import auc
-    edited = np.random.default_rng(seed).permutation(len(canvases)) % 2
-    made = [edit(canvas, seed + i) if chosen else None for i,(canvas,chosen) in enumerate(zip(canvases, edited))]
-    y = np.array([painted is not None for painted in made])
-    shown = [canvas.hu if painted is None else painted.hu for canvas,painted in zip(canvases, made)]
-    x = np.array([trace_features(hu, canvas.inside, canvas.pixel) for hu,canvas in zip(shown, canvases)])
+    x,y = _edit_half(canvases, seed, edit)
     forest = RandomForestClassifier(200, min_samples_leaf=3, random_state=seed)
-    return float(auc(y, cross_val_predict(forest, x, y, cv=StratifiedKFold(5), method='predict_proba')[:, 1]))
+    told = cross_val_predict(forest, x, y, cv=StratifiedKFold(5), method='predict_proba')
+    return float(auc(y, told[:, 1]))
+
+def _edit_half(canvases, seed, edit):
+    "`trace_features` of all canvases after half of them were edited, and which of them were"
+    chosen = np.random.default_rng(seed).permutation(len(canvases)) % 2
+    x = []
+    y = []
+    for i,(canvas,is_chosen) in enumerate(zip(canvases, chosen)):
+        painted = edit(canvas, seed + i) if is_chosen else None
+        hu = canvas.hu if painted is None else painted.hu
+        x.append(trace_features(hu, canvas.inside, canvas.pixel))
+        y.append(painted is not None)
+    return np.array(x),np.array(y)

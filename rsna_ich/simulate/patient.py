@@ -52,6 +52,7 @@ def _draw_patient(seed, z, protocol, nod, bleeds):
     head = Head(points, [seed, 1], nod, protocol.thickness/planes)
     return draw_head(head, bleeds),planes
 
+# %% ../../nbs/simulate/09_patient.ipynb #260fa43f
 def simulate_patient(
     seed:int, # The patient: the same seed gives the same bytes
     size:int=512, # Rows and columns

@@ -39,6 +39,7 @@ def _series_rows(seed, index, patient, max_slices, size):
         image_id = make_id(seed, index, k)
         yield dict(image_id=image_id, slice_index=k, z_mm=float(mm), **about)
 
+# %% ../../nbs/simulate/11_population.ipynb #94a72fd1
 def simulated_table(
     n_patients:int, # How many
     seed:int, # Of the population: patients of different seeds are different people
@@ -68,6 +69,7 @@ def _cell_sums(bit, rows, cols):
     corners = total[..., rows[:, None], cols]
     return np.diff(np.diff(corners, axis=-1), axis=-2)
 
+# %% ../../nbs/simulate/11_population.ipynb #a8378c50
 def blood_maps(
     masks, # uint8, (2, slices, h, w), as in `Scan`
     box:Box, # What the store keeps of the picture
@@ -108,6 +110,7 @@ def read_simulated(
     by_index = dict(enumerate(hu))
     return [by_index[k] for k in rows.slice_index]
 
+# %% ../../nbs/simulate/11_population.ipynb #9a47a033
 def _truth_file(folder, series): return Path(folder)/f'{series}.npz'
 
 def _write_truth(path, scan, maps):
@@ -137,6 +140,7 @@ def simulated_store(
     labels = pd.DataFrame(slice_labels(areas), _image_ids(store), SUBTYPES)
     return store,labels,pd.DataFrame(areas, _image_ids(store), SUBTYPES[1:])
 
+# %% ../../nbs/simulate/11_population.ipynb #4dac3946
 def _image_ids(store): return pd.Index(store.slices.image_id, name='image_id')
 
 # %% ../../nbs/simulate/11_population.ipynb #acd23c88

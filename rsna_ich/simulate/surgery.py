@@ -43,6 +43,7 @@ def _paint_near(head, centre, reach, mask_of, hu):
     mask = mask_of(head.q[near])
     head.hu[near] = paint(head.hu[near], mask, hu)
 
+# %% ../../nbs/simulate/05_surgery.ipynb #9edcb381
 def dot(
     head:Head, # Changed: `hu`
     centre, # mm, (3,)
@@ -116,6 +117,7 @@ def _highest(head, where):
     "The height of the points `where`, -999 elsewhere"
     return torch.where(where, _height(head), torch.tensor(-999.))
 
+# %% ../../nbs/simulate/05_surgery.ipynb #8efe5515
 def _beneath(head, r):
     "Fluid between flap and brain, and in half of them air on top of it"
     dome = (1 - r.square()).clamp(min=0).sqrt()

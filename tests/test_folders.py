@@ -13,6 +13,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 
 from rsna_ich.core import real_data
+from rsna_ich.data.dicom import PAIR
 from rsna_ich.data.quality import check_folder
 from rsna_ich.data.slices import frame_rows, read_slices
 from rsna_ich.data.upright import read_series
@@ -269,3 +270,17 @@ def test_check_and_predict_name_the_same_files(tmp_path):
     assert made['odd2.dcm'] == 'its values are not HU by its own header (RescaleType US)' and 'truncated' in made['cut.dcm']
     assert found.lost.files == len(named) and found.lost.in_part == 1 and found.lost.slices == len(named) + 1
     assert f'{len(named)} files left out, 1 of them in part ({len(named) + 1} slices)' in repr(found)
+
+
+def test_an_analyze_pair_is_refused_by_name(tmp_path):
+    nibabel = pytest.importorskip('nibabel')
+    folder = tmp_path/'in'
+    write(stack(2), folder)
+    volume = np.stack([head(0), head(5)], -1)
+    nibabel.save(nibabel.AnalyzeImage(volume, np.eye(4)), folder/'old.img')
+    nibabel.save(nibabel.Nifti1Pair(volume, np.eye(4)), folder/'pair.img')
+    checked, found = check_folder(folder), Predictor().predict(folder, 1)
+    named = {os.path.basename(path): why for path, why in zip(found.left_out.path, found.left_out.reason)}
+    assert sorted(named) == ['old.hdr', 'old.img', 'pair.hdr', 'pair.img'] and set(named.values()) == {PAIR}
+    assert dict(zip(checked.left_out.path, checked.left_out.status)) == dict(zip(found.left_out.path, found.left_out.reason))
+    assert found.slices.status.eq('ok').sum() == 2

@@ -61,9 +61,9 @@ _PLACE_SENTENCES = {
 
 _NAME_SENTENCES = {
     'no position': (WARNING, 'The header does not say where the slice lies.'),
-    'no patient id': (NOTE, 'The header does not name the patient; the folder stands for it.'),
-    'no study id': (NOTE, 'The header does not name the study; the folder stands for it.'),
-    'no series id': (NOTE, 'The header does not name the series; the folder stands for it.'),
+    'no patient id': (NOTE, 'The header does not name the patient; the folder stands for it, or the file where that is a NIfTI volume.'),
+    'no study id': (NOTE, 'The header does not name the study; the folder stands for it, or the file where that is a NIfTI volume.'),
+    'no series id': (NOTE, 'The header does not name the series; the folder stands for it, or the file where that is a NIfTI volume.'),
     'repeated id': (WARNING, 'Another slice has the same identifier and other pixels. Both were kept.'),
     'study id of several patients': (WARNING, 'Slices of several patients carry one study identifier, so they were kept apart.'),
     'study id of each slice': (WARNING, 'Every slice has a study identifier of its own. They were put together by patient, frame of reference and position.'),

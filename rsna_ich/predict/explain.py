@@ -6,13 +6,14 @@ Docs: https://rsna-ich.github.io/rsna_ich/predict/explain.html.md"""
 
 # %% auto #0
 __all__ = ['FINER', 'BLUR', 'LEVEL', 'HEIGHTS', 'MAP_MEASURES', 'NEAR', 'draws_maps', 'who_answers', 'draw_maps', 'point_out',
-           'inside', 'outline', 'outlined', 'class_activation', 'occlusion_map', 'pointed', 'energy_inside', 'overlaps',
-           'score_maps', 'judge_maps']
+           'inside', 'outline', 'outlined', 'class_activation', 'grad_cam', 'occlusion_map', 'pointed', 'energy_inside',
+           'overlaps', 'score_maps', 'judge_maps']
 
 # %% ../../nbs/predict/06_explain.ipynb #d905dfd5
 import numpy as np
 import pandas as pd
 
+from ..core import needs_extra
 from ..data.crop import uncrop
 from ..labels import SUBTYPES
 from ..metrics import bootstrap_interval
@@ -154,7 +155,7 @@ def _places(model, x, last):
     features = model.body.forward_features((x - .5)/.5)
     if features.ndim == 4 and features.shape[1] == last.in_features:
         if torch.allclose(features.mean((2, 3)), model.embed(x), atol=1e-3): return features
-    raise ValueError(f'{model.backbone} does not end in a mean over places; use occlusion_map')
+    raise ValueError(f'{model.backbone} does not end in a mean over places; use grad_cam or occlusion_map')
 
 # %% ../../nbs/predict/06_explain.ipynb #57d7f77e
 def class_activation(
@@ -170,6 +171,57 @@ def class_activation(
     with torch.inference_mode():
         features = _places(model, x, last)
         return (torch.einsum('nchw,c->nhw', features, last.weight[k]) + last.bias[k]).numpy()
+
+# %% ../../nbs/predict/06_explain.ipynb #c532e9e3
+def _on_grid(features, body):
+    "Features as (n, channels, h, w), and the function that takes them back to what they were; None where they have no places"
+    width = body.num_features
+    if features.ndim == 4 and features.shape[1] == width: return features, lambda grid: grid
+    if features.ndim == 4 and features.shape[3] == width: return features.movedim(3, 1), lambda grid: grid.movedim(1, 3)
+    if features.ndim != 3 or features.shape[2] != width or not hasattr(body, 'num_prefix_tokens'): return None
+    return _tokens_on_grid(features, body)
+
+def _tokens_on_grid(tokens, body):
+    "As `_on_grid`, of a transformer; the class token stands before the others"
+    import torch
+    before,places = tokens[:, :body.num_prefix_tokens], tokens[:, body.num_prefix_tokens:]
+    grid = places.movedim(2, 1).unflatten(2, body.patch_embed.grid_size)
+    return grid, lambda grid: torch.cat([before, grid.flatten(2).movedim(1, 2)], 1)
+
+# %% ../../nbs/predict/06_explain.ipynb #450d5dd2
+def _last_layer(model, x):
+    "The last layer of a network whose output has places; raises `ValueError` where there is none"
+    import torch
+    body = model.body
+    if getattr(body, 'global_pool', '') == 'token': return body.blocks[-1].norm1
+    seen = []
+    def note(layer, _, features):
+        found = _on_grid(features, body) if torch.is_tensor(features) else None
+        if found and found[0][0, 0].numel() > 1: seen.append(layer)
+    hooks = [layer.register_forward_hook(note) for layer in body.modules()]
+    with torch.inference_mode(): model(x[:1])
+    for hook in hooks: hook.remove()
+    if not seen: raise ValueError(f'{model.backbone} has no layer with places; use occlusion_map')
+    return seen[-1]
+
+# %% ../../nbs/predict/06_explain.ipynb #c12e9af4
+def grad_cam(
+    model, # A `SliceModel` of any backbone
+    x, # Windows as the model reads them, (n, channels, H, W)
+    subtype:str='any', # Whose logit
+    layer=None # A module of `model` whose output has places; the last one unless given
+) -> np.ndarray: # (n, h, w), at least 0
+    "Where a logit comes from by its gradients (Selvaraju and others, 2017); raises `MissingExtra` without captum"
+    import torch
+    with needs_extra('Grad-CAM'): from captum.attr import LayerGradCam
+    grid = torch.nn.Identity() # the layer that captum looks at
+    def through_grid(_, __, features):
+        places,back = _on_grid(features, model.body)
+        return back(grid(places))
+    hook = (layer or _last_layer(model, x)).register_forward_hook(through_grid)
+    try: maps = LayerGradCam(model, grid).attribute(x, SUBTYPES.index(subtype), relu_attributions=True)
+    finally: hook.remove()
+    return maps[:, 0].detach().numpy()
 
 # %% ../../nbs/predict/06_explain.ipynb #b57e00c3
 def _one_square_covered(hu, squares, fill):

@@ -1,14 +1,21 @@
-"The web application in a browser: sample, worklist, study, scroll, window, pictures without WebGL2, download, error, two sessions, keyboard"
+"The web application in a browser: sample, worklist, study, scroll, window, three planes, pictures without WebGL2, download, error, two sessions, keyboard"
+import io
 import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import pydicom
 import pytest
+from PIL import Image
+
+from rsna_ich.apps.sample import sample_path
 
 ANSWER = 180_000  # ms for the sample's answer, on a busy machine
 
@@ -34,6 +41,7 @@ def address():
 def page(browser, address):
     "A session that has read the sample, its errors collected"
     page = browser.new_page(viewport=dict(width=1100, height=900))
+    page.set_default_timeout(ANSWER)
     page.errors = []
     page.on('console', lambda m: page.errors.append(m.text) if m.type == 'error' else None)
     page.on('pageerror', lambda e: page.errors.append(str(e)))
@@ -109,15 +117,62 @@ def test_a_distance_is_in_mm(page, address):
         drag(page, start, end)
         measured.append(page.evaluate('viewers[0].nv.document.completedMeasurements.at(-1).distance')/(share*width))
     assert measured == pytest.approx([1, 1], rel=.01)
+    assert page.locator('.note').inner_text() == f'The distance is {measured[-1]*share*width:.1f} mm.'  # as a screen reader says it
     page.get_by_role('button', name='Distances').click()
     assert page.locator('[data-mode=measure]').get_attribute('aria-pressed') == 'false'
 
 
+def upright(path):
+    "The first sample study as a zip, as if the gantry had not been tilted: its slices lie straight above each other, 5 mm apart"
+    with zipfile.ZipFile(sample_path()) as sample, zipfile.ZipFile(path, 'w') as out:
+        for k, name in enumerate(sorted(name for name in sample.namelist() if name.startswith('simulated-1/'))):
+            slice = pydicom.dcmread(io.BytesIO(sample.read(name)))
+            slice.ImageOrientationPatient, slice.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [*slice.ImagePositionPatient[:2], 5*k]
+            slice.PatientID, slice.StudyInstanceUID, slice.SeriesInstanceUID = 'upright', '1.2.3', '1.2.3.4'
+            with io.BytesIO() as f:
+                slice.save_as(f)
+                out.writestr(name, f.getvalue())
+    return path
+
+
+def test_three_planes(page, address, tmp_path):
+    "Not of a tilted gantry; of an upright stack in their true proportions, and a click in one plane leads the others there"
+    open_study(page, address)
+    assert page.get_by_role('button', name='Three planes').count() == 0
+    page.goto(address)
+    page.locator('input[name=files]').set_input_files(upright(tmp_path/'upright.zip'))
+    page.get_by_role('button', name='Read this study').click()
+    page.get_by_role('link', name='upright').click(timeout=ANSWER)
+    page.wait_for_selector('[data-viewer]', timeout=60_000)
+    button, viewer = page.get_by_role('button', name='Three planes'), page.locator('.viewer')
+    page.set_viewport_size(dict(width=1100, height=1300))
+    button.click()
+    assert button.get_attribute('aria-pressed') == 'true'
+    planes = page.evaluate('viewers[0].nv.screenSlices.map(s => [s.axCorSag, ...s.leftTopWidthHeight.map(v => v/devicePixelRatio)])')
+    assert [plane[0] for plane in planes] == [0, 1, 2]  # axial, coronal, sagittal
+    width, height = planes[1][3:]
+    tags = dict(row.inner_text().split('\t') for row in page.locator('tr:has-text("Columns"), tr:has-text("PixelSpacing")').all())
+    assert width/height == pytest.approx(int(tags['Columns'])*float(tags['PixelSpacing'].strip('[]').split(',')[1])/(24*5), rel=.01)
+    page.wait_for_timeout(1000)
+    pixels = grey(page)
+    for _, left, top, wide, high in planes:
+        head = pixels[int(top):int(top + high), int(left):int(left + wide)]
+        assert .1 < (head > 40).mean() < .9
+    box, (_, left, top, wide, high) = page.locator('.stage').bounding_box(), planes[1]
+    page.mouse.click(box['x'] + left + wide/2, box['y'] + top + .25*high)
+    assert int(viewer.get_attribute('data-slice')) == pytest.approx(.75*24, abs=1)  # the coronal plane's top is the head's
+    page.keyboard.press('ArrowDown')
+    assert page.evaluate('Math.floor(24*viewers[0].nv.scene.crosshairPos[2])') == int(viewer.get_attribute('data-slice'))
+    button.click()
+    assert button.get_attribute('aria-pressed') == 'false' and page.evaluate('viewers[0].nv.screenSlices.length') == 1
+    page.goto(address)
+    page.get_by_text('Remove uploads').click()
+    page.get_by_role('button', name='Remove upright.zip').click()
+    assert page.errors == []
+
+
 def coloured(page):
     "Share of the viewer's pixels that are not grey"
-    import io
-    import numpy as np
-    from PIL import Image
     page.wait_for_timeout(500)
     pixels = np.asarray(Image.open(io.BytesIO(page.locator('.stage').screenshot())).convert('RGB')).astype(int)
     return (np.ptp(pixels, axis=2) > 30).mean()
@@ -196,10 +251,10 @@ def test_contrast_is_aa(page, address, scheme):
 
 def bright(page):
     "Share of the viewer's pixels that are not black"
-    import io
-    import numpy as np
-    from PIL import Image
-    return (np.asarray(Image.open(io.BytesIO(page.locator('.stage').screenshot())).convert('L')) > 40).mean()
+    return (grey(page) > 40).mean()
+
+
+def grey(page): return np.asarray(Image.open(io.BytesIO(page.locator('.stage').screenshot())).convert('L'))
 
 
 @pytest.mark.parametrize('query', ['', '?png=1'], ids=['webgl', 'pictures'])

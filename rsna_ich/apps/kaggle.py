@@ -84,6 +84,7 @@ def bundle_dir(
 def _record(files):
     "A wheel's RECORD: each file with its hash and size"
     def line(name, data):
+        "One file of it"
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()
         return f'{name},sha256={digest},{len(data)}'
     return '\n'.join(line(name, data) for name, data in files.items())
@@ -143,11 +144,12 @@ def fetch_wheels(
 def _notebook(*cells):
     "A notebook of `(kind, text)` pairs, as a dict"
     def cell(i, kind, text):
+        "A cell as notebooks store it"
         base = dict(cell_type=kind, id=f'cell-{i}', metadata={}, source=text.strip().splitlines(True))
         return base if kind == 'markdown' else base | dict(execution_count=None, outputs=[])
     spec = dict(kernelspec=dict(display_name='Python 3', language='python', name='python3'),
                 language_info=dict(name='python'))
-    return dict(cells=[cell(i, *o) for i,o in enumerate(cells)], metadata=spec, nbformat=4, nbformat_minor=5)
+    return dict(cells=[cell(i, kind, text) for i,(kind,text) in enumerate(cells)], metadata=spec, nbformat=4, nbformat_minor=5)
 
 _INSTALL = '''
 import importlib.metadata, importlib.util, os, subprocess, sys
@@ -396,7 +398,7 @@ def check_download(
     try: found = {part: len(zip_members(archive, part)) for part in counts}
     except (zipfile.BadZipFile, OSError) as e:
         raise InputError(archive, f'not a whole archive ({e}); the same command goes on with it') from None
-    wrong = [f'{found[p]:,} slices in {p} instead of {n:,}' for p,n in counts.items() if found[p] != n]
+    wrong = [f'{found[part]:,} slices in {part} instead of {n:,}' for part,n in counts.items() if found[part] != n]
     if wrong: raise InputError(archive, '; '.join(wrong))
     return found
 

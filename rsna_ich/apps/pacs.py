@@ -48,6 +48,7 @@ class Bounds:
     again_seconds:float = 60. # Until results are sent again to a destination that did not take them
     seconds:float = 300. # That predicting a study may take
 
+# %% ../../nbs/apps/07_pacs.ipynb #caaddfad
 def bound_connection(
     connection, # With `recv`, as pynetdicom's `AssociationSocket` has it
     bounds:Bounds=Bounds() # How much may be read
@@ -56,6 +57,7 @@ def bound_connection(
     receive = connection.recv
     connection.of_object = 0 # bytes since the last object was whole
     def bounded(n):
+        "Read `n` bytes, within the bounds"
         connection.of_object += n
         if n > bounds.packet_bytes: raise OSError('a packet is larger than was agreed on')
         if connection.of_object > 1.1*bounds.instance_bytes + bounds.packet_bytes: raise OSError('an object is too large')
@@ -75,6 +77,7 @@ class Refused(Exception):
 FULL = 0xA700 # out of resources
 NOT_UNDERSTOOD = 0xC000 # cannot understand
 
+# %% ../../nbs/apps/07_pacs.ipynb #7d668b6b
 def digest(
     what # Bytes or text
 ) -> str: # 32 hexadecimal digits
@@ -124,19 +127,23 @@ class Inbox:
     def finished(self, study, state): return any('done' in entry for entry in self.entries(study, state))
     def taken_by(self, study, state): return {entry['sent'] for entry in self.entries(study, state) if 'sent' in entry}
 
-    def note(self,
-        study:str, # As `digest` names it
-        state:str, # Of the study
-        **what # `sent`: a destination, or `done`: in words
-    ):
-        "Write down what was done"
-        entry = dict(study=study, state=state, **what)
-        self.journal.add(entry)
-        self._of.setdefault(study, []).append(entry)
+# %% ../../nbs/apps/07_pacs.ipynb #2464107d
+@patch
+def note(self:Inbox,
+    study:str, # As `digest` names it
+    state:str, # Of the study
+    **what # `sent`: a destination, or `done`: in words
+):
+    "Write down what was done"
+    entry = dict(study=study, state=state, **what)
+    self.journal.add(entry)
+    self._of.setdefault(study, []).append(entry)
 
-    def close(self):
-        "Let another listener in"
-        self._one.release()
+# %% ../../nbs/apps/07_pacs.ipynb #9bbb45ef
+@patch
+def close(self:Inbox):
+    "Let another listener in"
+    self._one.release()
 
 # %% ../../nbs/apps/07_pacs.ipynb #643465fa
 @patch
@@ -170,6 +177,7 @@ def at_rest(self:Inbox) -> list: # Of pairs of a study and its state
         if files and not self.finished(study, state_of(files)): found.append((study, state_of(files)))
     return found
 
+# %% ../../nbs/apps/07_pacs.ipynb #84b035b5
 @patch
 def sweep(self:Inbox) -> int: # How many
     "Remove the files of studies that were finished a while ago; the journal remembers them"
@@ -218,6 +226,7 @@ class Peer(NamedTuple):
     port:int
     def __str__(self): return f'{self.title}@{self.host}:{self.port}'
 
+# %% ../../nbs/apps/07_pacs.ipynb #0f816f30
 def read_title(
     text:str # As a user writes it
 ) -> str:
@@ -281,6 +290,7 @@ def _why_not(association):
 
 def _quiet(): logging.getLogger('pynetdicom').setLevel(logging.CRITICAL + 1) # it would log what peers say
 
+# %% ../../nbs/apps/07_pacs.ipynb #cc96f821
 def send_to_peer(
     paths, # Of DICOM files
     peer:Peer, # Where they go
@@ -383,21 +393,25 @@ class Listener:
         self._again = {} # study to the time, on a clock that is never set, before which nothing more is sent
         self._server = None
 
-    def _opened(self, event): bound_connection(event.assoc.dul.socket, self.bounds)
-
-    def _stored(self, event):
-        event.assoc.dul.socket.of_object = 0
-        try: self.inbox.keep(event.encoded_dataset())
-        except Refused as e:
-            self.say(f'an object was refused: {e}')
-            return e.status
-        except Exception as e: # a handler that raises would tell the sender nothing
-            self.say(f'an object was refused ({type(e).__name__})')
-            return NOT_UNDERSTOOD
-        return 0x0000
-
     @property
     def port(self): return self._server.server_address[1]
+
+# %% ../../nbs/apps/07_pacs.ipynb #efa0abd9
+@patch
+def _opened(self:Listener, event): bound_connection(event.assoc.dul.socket, self.bounds)
+
+@patch
+def _stored(self:Listener, event):
+    "Keep an object; the status that its sender gets"
+    event.assoc.dul.socket.of_object = 0
+    try: self.inbox.keep(event.encoded_dataset())
+    except Refused as e:
+        self.say(f'an object was refused: {e}')
+        return e.status
+    except Exception as e: # a handler that raises would tell the sender nothing
+        self.say(f'an object was refused ({type(e).__name__})')
+        return NOT_UNDERSTOOD
+    return 0x0000
 
 # %% ../../nbs/apps/07_pacs.ipynb #0f5f24d0
 def _node(title, callers, bounds):
@@ -413,6 +427,7 @@ def _node(title, callers, bounds):
     node.add_supported_context(Verification)
     return node
 
+# %% ../../nbs/apps/07_pacs.ipynb #84876b5b
 @patch
 def start(self:Listener):
     "Listen, in threads of its own"
@@ -444,6 +459,7 @@ def _send_on(self:Listener, study, state, paths):
         self.inbox.note(study, state, sent=str(destination))
     return True
 
+# %% ../../nbs/apps/07_pacs.ipynb #481e6b49
 @patch
 def finish(self:Listener,
     study:str, # As `Inbox.at_rest` names it
@@ -480,6 +496,7 @@ def run(self:Listener,
         try: self.work()
         except OSError as e: self.say(f'the folder cannot be written: {os.strerror(e.errno) if e.errno else e}') # a full disk may be mended
 
+# %% ../../nbs/apps/07_pacs.ipynb #31702fa8
 def listen(
     listener:Listener, # Not started yet
     say=print # Called with each line
@@ -503,6 +520,7 @@ def _instances(client, study):
     images = _uids([one for one in series if _uids([one], 'Modality') == ['CT']], 'SeriesInstanceUID')
     return [(one, instance) for one in images for instance in _uids(client.search_for_instances(study, one, get_remaining=True), 'SOPInstanceUID')]
 
+# %% ../../nbs/apps/07_pacs.ipynb #945430aa
 def fetch_study(
     service, # A `Service`, or the address of one
     study:str, # Study Instance UID

@@ -1,4 +1,4 @@
-"""PNG and JPEG files as brain-window pictures: read in a process of their own, and predicted with a threshold of their own
+"""PNG and JPEG files, read as brain-window pictures in a separate process and predicted with a separate threshold
 
 Docs: https://rsna-ich.github.io/rsna_ich/apps/pictures.html.md"""
 
@@ -58,6 +58,7 @@ class PictureReader:
     def __del__(self): self._stop()
 
     def _stop(self):
+        "End the process, if there is one"
         if self._pool: self._pool.terminate()
         self._pool = None
 

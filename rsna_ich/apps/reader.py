@@ -1,4 +1,4 @@
-"""One upload to answers, pictures and a report, in a process of its own that may be killed
+"""Turns one upload into answers, pictures and a report, in a process of its own that may be killed
 
 Docs: https://rsna-ich.github.io/rsna_ich/apps/reader.html.md"""
 
@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from fastcore.basics import patch
 
 from .uploads import Limits, unpack_upload
@@ -32,10 +33,12 @@ from ..predict.volume import measure_masks
 from ..predict.worklist import study_in_words, write_worklist
 
 # %% ../../nbs/apps/05_reader.ipynb #a066dc7a
+def _heights(study): return study.rows.z_mm.to_numpy('float64', na_value=np.nan) # mm
+
 def _even(study):
     "Do the files say distances, and are the slices evenly spaced?"
     step = study.spacing[0]
-    steps = abs(np.diff(study.rows.z_mm.to_numpy('float64', na_value=np.nan)))
+    steps = abs(np.diff(_heights(study)))
     return bool(len(steps) and pixel_mm(study.rows) and (abs(steps - step) < .1*step + .1).all())
 
 def _tilt(rows):
@@ -45,24 +48,26 @@ def _tilt(rows):
     return float(np.nan_to_num(degrees.astype('float64').max()))
 
 # %% ../../nbs/apps/05_reader.ipynb #3ebb7f26
+def _probabilities(row): return [round(float(row[kind]), 4) for kind in SUBTYPES]
+
 def _slice_entry(row):
     "What is shown of one slice"
-    return dict(file=Path(str(row.path)).name, positive=int(row.positive), quirks=str(row.quirks or ''),
-                z_mm=None if row.z_mm is None or row.z_mm != row.z_mm else round(float(row.z_mm), 2), p=[round(float(row[o]), 4) for o in SUBTYPES])
+    z_mm = None if pd.isna(row.z_mm) else round(float(row.z_mm), 2)
+    return dict(file=Path(str(row.path)).name, positive=int(row.positive), quirks=str(row.quirks or ''), z_mm=z_mm, p=_probabilities(row))
 
 # %% ../../nbs/apps/05_reader.ipynb #4b62accf
 def _write_map(study, spacing, path):
     "What the networks point out in the slices called positive, in percent; False where there is no map"
     at = np.flatnonzero(study.rows.positive.eq(1).to_numpy())
     if not len(at) or not draws_maps(study.predictor): return False
-    z = study.rows.z_mm.to_numpy('float64', na_value=np.nan)
     percent = np.zeros(study.hu.shape, 'int16')
-    product = point_out(study.predictor, study.hu, at, z, pixel_mm(study.rows), finer=1)
+    product = point_out(study.predictor, study.hu, at, _heights(study), pixel_mm(study.rows), finer=1)
     percent[at] = np.rint(100*np.sqrt(product)) # the root lies between what the two networks say
     write_volume(percent, path, spacing)
     with atomic_path(path.with_name('map.npy')) as temp: np.save(temp, percent.astype('uint8'))
     return True
 
+# %% ../../nbs/apps/05_reader.ipynb #d76c4c81
 def _write_pixels(study, spacing, folder):
     "The series as an array and as a volume"
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,17 +81,19 @@ def _measure_outlines(study, ml, bits):
     "Volume and diameter of the kinds that the answer has a volume of, a dictionary each"
     told = ml.dropna()
     if told.empty: return []
-    z,thickness = (study.rows[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
-    table = measure_masks(bits, pixel_mm(study.rows), z, thickness).loc[told.index].assign(ml=told)
+    thickness = study.rows.thickness_mm.to_numpy('float64', na_value=np.nan)
+    table = measure_masks(bits, pixel_mm(study.rows), _heights(study), thickness).loc[told.index].assign(ml=told)
     return table.round(1).rename_axis('kind').reset_index().to_dict('records')
 
 def _drawn_kinds(bits): return [kind for k,kind in enumerate(SUBTYPES[1:]) if (bits >> k & 1).any()]
 
+# %% ../../nbs/apps/05_reader.ipynb #78ad9640
 def _write_outlines(study, bits, spacing, folder, mask_file, about):
     "The outlines as an array, for the viewer and to take away; is there a mask to take away?"
     with atomic_path(folder/'mask.npy') as temp: np.save(temp, bits)
     write_volume(LABEL_OF_BITS[bits], folder/'mask.nii.gz', spacing)
-    z,side = study.rows.z_mm.to_numpy('float64', na_value=np.nan),pixel_mm(study.rows)
+    z = _heights(study)
+    side = pixel_mm(study.rows)
     if side is None or not np.isfinite(z).all(): return False
     try: write_nifti(mask_file, bits, (side, side), z, about)
     except (ValueError, MemoryError): return False # positions that fall, or whose smallest step would make the volume huge
@@ -100,23 +107,27 @@ def _left_out(found, study_id):
 
 def _study_entry(found, row):
     "What is known of a study without its pictures"
-    return dict(study=str(row.study_id), patient=str(row.patient_id), n=int(row.n_slices), warnings=str(row.warnings or ''), left_out=_left_out(found, row.study_id),
-                words='Nothing of this study could be read.', positive=0, p=None, slices=[])
+    names = dict(study=str(row.study_id), patient=str(row.patient_id), n=int(row.n_slices))
+    return names | dict(warnings=str(row.warnings or ''), left_out=_left_out(found, row.study_id), words='Nothing of this study could be read.', positive=0, p=None, slices=[])
 
-def _picture_entry(found, study, row):
-    "What its page shows of a study's longest series"
+# %% ../../nbs/apps/05_reader.ipynb #ab8a3703
+def _answer_entry(found, study, row):
+    "What is said of a study"
     slices = found.slices[found.slices.study_id.eq(row.study_id)]
     point = study.predictor.operating_point(len(study), True)
+    return dict(words=study_in_words(row, slices, point), positive=int(row.positive), point=round(point, 3), p=_probabilities(row))
+
+def _picture_entry(study):
+    "What its page shows of a study's longest series"
     key = int(study.rows['any'].to_numpy('float64').argmax())
-    return dict(words=study_in_words(row, slices, point), positive=int(row.positive), point=round(point, 3), p=[round(float(row[o]), 4) for o in SUBTYPES], key=key,
-                slices=[_slice_entry(o) for _,o in study.rows.iterrows()], spacing=study.spacing, even=_even(study), tilt=_tilt(study.rows), shape=study.hu.shape,
-                tags=slice_tags(study.rows.path.iloc[key]))
+    slices = [_slice_entry(row) for _,row in study.rows.iterrows()]
+    return dict(key=key, slices=slices, spacing=study.spacing, even=_even(study), tilt=_tilt(study.rows), shape=study.hu.shape, tags=slice_tags(study.rows.path.iloc[key]))
 
 # %% ../../nbs/apps/05_reader.ipynb #2dfa831d
 def _show_study(found, study, row, folder, mask_file):
     "One study as its page shows it, its volumes written below `folder`"
     _write_pixels(study, study.spacing, folder)
-    entry = _study_entry(found, row) | _picture_entry(found, study, row)
+    entry = _study_entry(found, row) | _answer_entry(found, study, row) | _picture_entry(study)
     entry |= dict(map=_write_map(study, study.spacing, folder/'map.nii.gz'), mask=False, measured=[])
     bits = found.masks_of(study.rows.index)
     if bits is None or not bits.any(): return entry
@@ -128,7 +139,7 @@ def _write_tables(found, name, folder):
     "slices.csv, studies.csv and left_out.csv, with the model and what it is not"
     for table in 'slices', 'studies', 'left_out':
         marked = rounded_ml(getattr(found, table)).assign(model=name, note=DISCLAIMER)
-        if 'path' in marked: marked['path'] = [Path(str(o)).name for o in marked.path]
+        if 'path' in marked: marked['path'] = [Path(str(path)).name for path in marked.path]
         with atomic_path(folder/f'{table}.csv') as temp: marked.to_csv(temp, index=False, float_format='%.6f')
 
 # %% ../../nbs/apps/05_reader.ipynb #af4ad9cb
@@ -150,6 +161,14 @@ def _show_studies(found, predictor, folder):
         if not row.n_slices: yield _study_entry(found, row)
         else: yield _show_study(found, Study(found, predictor, row.study_id), row, folder/f'study-{k}', folder/'results'/f'mask-{k}.nii.gz')
 
+# %% ../../nbs/apps/05_reader.ipynb #83b3e361
+def _about_upload(found, predictor, refused, segmenter):
+    "What is said of a whole upload: who answers, what was left out, and who outlines"
+    lost = [(Path(str(path)).name, why) for path,why in zip(found.left_out.path, found.left_out.reason)]
+    outliner = segmenter.config if segmenter else {}
+    return dict(model=predictor.config['name'], about=found.about, seconds=round(found.seconds, 2), left_out=refused + lost, skipped=list(found.skipped),
+                outliner={name: outliner.get(name, '') for name in ('name', 'trained_on')})
+
 # %% ../../nbs/apps/05_reader.ipynb #bc318011
 def answer_upload(
     folder, # Of the upload, with the files in `received`
@@ -165,18 +184,16 @@ def answer_upload(
     say('reading and asking the model')
     found = predictor.predict(folder/'files', n_jobs=1)
     if not len(found.studies): raise InputError('upload', f'nothing of it could be read: {a_few(found.left_out.reason.unique(), 2)}')
-    say(f'drawing {counted(int(found.studies.n_slices.sum()), "slice")} of {counted(len(found.studies), "study", "studies")}')
+    n_slices = int(found.studies.n_slices.sum())
+    say(f'drawing {counted(n_slices, "slice")} of {counted(len(found.studies), "study", "studies")}')
     if segmenter: found = found.measured(segmenter)
     out = folder/'results'
     _write_tables(found, predictor.config['name'], out)
     studies = list(_show_studies(found, predictor, folder))
     write_worklist(out/'report.html', found, predictor, many=10**6)
     say('writing the results')
-    outliner = segmenter.config if segmenter else {}
-    dicom = _write_dicom(found, predictor, out)
-    lost = [(Path(str(path)).name, why) for path,why in zip(found.left_out.path, found.left_out.reason)]
-    answer = dict(model=predictor.config['name'], about=found.about, seconds=round(found.seconds, 2), studies=studies, left_out=refused + lost, skipped=list(found.skipped),
-                  outliner={name: outliner.get(name, '') for name in ('name', 'trained_on')}, no_dicom=dicom)
+    no_dicom = _write_dicom(found, predictor, out)
+    answer = _about_upload(found, predictor, refused, segmenter) | dict(studies=studies, no_dicom=no_dicom)
     with atomic_path(folder/'answer.json') as temp: temp.write_text(json.dumps(answer))
     return answer
 
@@ -234,33 +251,42 @@ class Reader:
         threads:int|None=None, # That share a series; as many as there are cores unless given
         answer:str='rsna_ich.apps.reader:answer_upload' # Module and name of the function that answers, which takes what `answer_upload` takes
     ):
-        self.model,self.limits,self.threads = model and str(model), limits, threads
+        self.model = model and str(model)
+        self.limits = limits
+        self.threads = threads
         self.answer = answer
         self._process = None
 
-    def _start(self):
-        "A new process in a session of its own, so that it can be killed with its children"
-        paths = os.pathsep.join(os.path.abspath(o) for o in sys.path)
-        code = 'from rsna_ich.apps.reader import serve_reader; serve_reader()'
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        self._process = subprocess.Popen([sys.executable, '-P', '-c', code], env=os.environ | dict(PYTHONPATH=paths), start_new_session=True, **pipes)
-        settings = dict(model=self.model, limits=vars(self.limits), threads=self.threads, answer=self.answer)
-        self._send(settings)
+# %% ../../nbs/apps/05_reader.ipynb #4a8b78fc
+@patch
+def _start(self:Reader):
+    "A new process in a session of its own, so that it can be killed with its children"
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    code = 'from rsna_ich.apps.reader import serve_reader; serve_reader()'
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    self._process = subprocess.Popen([sys.executable, '-P', '-c', code], env=os.environ | dict(PYTHONPATH=paths), start_new_session=True, **pipes)
+    settings = dict(model=self.model, limits=vars(self.limits), threads=self.threads, answer=self.answer)
+    self._send(settings)
 
-    def _send(self, what):
-        with suppress(OSError):
-            self._process.stdin.write(json.dumps(what) + '\n')
-            self._process.stdin.flush()
+@patch
+def _send(self:Reader, what):
+    "One line to the process, unless it has ended"
+    with suppress(OSError):
+        self._process.stdin.write(json.dumps(what) + '\n')
+        self._process.stdin.flush()
 
-    def stop(self):
-        "Kill the process and what it started"
-        process,self._process = self._process, None
-        if process is None: return
-        with suppress(OSError): os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
-        for pipe in process.stdin, process.stdout:
-            with suppress(OSError): pipe.close()
+# %% ../../nbs/apps/05_reader.ipynb #f0a8dffc
+@patch
+def stop(self:Reader):
+    "Kill the process and what it started"
+    process = self._process
+    self._process = None
+    if process is None: return
+    with suppress(OSError): os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    for pipe in process.stdin, process.stdout:
+        with suppress(OSError): pipe.close()
 
 # %% ../../nbs/apps/05_reader.ipynb #0d7172ad
 @patch
@@ -278,6 +304,7 @@ def _line(self:Reader):
     except ValueError: return None
     return said if isinstance(said, dict) else None
 
+# %% ../../nbs/apps/05_reader.ipynb #03d848b6
 @patch
 def start(self:Reader) -> bool: # Is it ready?
     "Start the process, unless it runs, and wait until it can answer"
@@ -300,6 +327,7 @@ def read(self:Reader,
     if not self.start(): return _NOT_STARTED
     expired = threading.Event()
     def end(process=self._process):
+        "Kill the process when the time is up"
         expired.set()
         with suppress(OSError): os.killpg(process.pid, signal.SIGKILL)
     timer = threading.Timer(self.limits.seconds, end)
@@ -307,10 +335,11 @@ def read(self:Reader,
     timer.start()
     try: why,last = self._listen(folder, say)
     finally: timer.cancel()
-    if expired.is_set(): why,last = f'it took more than {self.limits.seconds:,.0f} s and was stopped',True
-    if last: self.stop()
+    if expired.is_set(): why = f'it took more than {self.limits.seconds:,.0f} s and was stopped'
+    if last or expired.is_set(): self.stop()
     return why
 
+# %% ../../nbs/apps/05_reader.ipynb #e2ef9537
 @patch
 def _listen(self:Reader, folder, say):
     "Why an upload has no answer, and whether the process has ended or is about to"

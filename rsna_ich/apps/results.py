@@ -97,16 +97,8 @@ def _borrow_thickness(out, row, notes):
     notes.append(f'SliceThickness absent: {"the distance of the slices instead" if known else "5 mm assumed"}')
 
 # %% ../../nbs/apps/06_results.ipynb #07d742f0
-def fit_header(
-    header, # A pydicom `Dataset`, as `read_header` gives it
-    row # Of a slices table
-) -> tuple: # A `Dataset` to refer to, and a list of notes
-    "What results copy of a slice's header, valid"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # pydicom's, on values that the notes name
-        return _fitted(header, row)
-
 def _fitted(header, row):
+    "`fit_header` without its care for warnings"
     notes = []
     out = Dataset()
     for keyword in IDENTITY + KEPT:
@@ -122,6 +114,16 @@ def _fitted(header, row):
     out.SOPClassUID = valid_uid(header.get('SOPClassUID') or CT_IMAGE)
     out.Modality = 'CT'
     return out, notes
+
+# %% ../../nbs/apps/06_results.ipynb #0cd7848a
+def fit_header(
+    header, # A pydicom `Dataset`, as `read_header` gives it
+    row # Of a slices table
+) -> tuple: # A `Dataset` to refer to, and a list of notes
+    "What results copy of a slice's header, valid"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # pydicom's, on values that the notes name
+        return _fitted(header, row)
 
 # %% ../../nbs/apps/06_results.ipynb #81ef052d
 PRIVATE = '99RSNAICH'
@@ -157,6 +159,7 @@ class Speaker(NamedTuple):
     about:str # In sentences
     point:float # The operating point of a series as long as this one
 
+# %% ../../nbs/apps/06_results.ipynb #2db247f5
 @dataclass
 class StudyAnswer:
     "What is said of a study, and the slices it is said of"
@@ -181,7 +184,8 @@ def _usual_step(z_mm): return z_mm.sort_values().diff().median()
 
 def _headers(rows):
     "The headers that results refer to by row, and what had to be changed in them, each change once"
-    found,notes = {},{}
+    found = {}
+    notes = {} # in order, each once
     rows = rows.assign(thickness_mm=rows.thickness_mm.fillna(rows.groupby('series_id').z_mm.transform(_usual_step)))
     for path,same in rows.groupby('path', sort=False):
         with open_slice(path) as f: header = read_header(f, name=path)
@@ -195,6 +199,7 @@ def _speaker(predictor, rows):
     longest = int(rows.groupby('series_id', dropna=False).size().max())
     return Speaker(predictor.config['name'], predictor.about_slices(read=True), predictor.operating_point(longest, True))
 
+# %% ../../nbs/apps/06_results.ipynb #168fec19
 def study_answer(
     found, # `Predictions` that have a `table`
     predictor, # The `Predictor` that made them
@@ -206,7 +211,7 @@ def study_answer(
     if not len(rows): return None
     headers,notes = _headers(rows)
     series = {name: drawn(same) for name,same in rows.groupby('series_id', sort=False)} if drawn else {}
-    return StudyAnswer(rows, headers, study, _speaker(predictor, rows), notes, {k: o for k,o in series.items() if o})
+    return StudyAnswer(rows, headers, study, _speaker(predictor, rows), notes, {name: one for name,one in series.items() if one})
 
 # %% ../../nbs/apps/06_results.ipynb #fcc680f7
 def _words(answer):
@@ -268,7 +273,7 @@ def _of_slice(answer, label):
 def _of_segment(answer, segmentation, number, kind, drawn):
     "The group of one segment"
     kind_code,site = finding(kind)
-    sources = [hd.sr.SourceImageForSegmentation(o.ReferencedSOPClassUID, o.ReferencedSOPInstanceUID) for o in _referred(segmentation)]
+    sources = [hd.sr.SourceImageForSegmentation(item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID) for item in _referred(segmentation)]
     segment = hd.sr.ReferencedSegment(segmentation.SOPClassUID, segmentation.SOPInstanceUID, number, source_images=sources)
     volume = [_measured(VOLUME, drawn.volumes[kind], MILLILITRE)] if kind in drawn.volumes else None
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(_tracking(answer, kind), referenced_segment=segment, finding_type=kind_code,
@@ -285,6 +290,7 @@ def _labels(answer, instance, description):
                 device_serial_number=answer.speaker.name[:64], content_qualification='RESEARCH', specific_character_set='ISO_IR 192',
                 series_description=f'{RESULT_SERIES}{description}')
 
+# %% ../../nbs/apps/06_results.ipynb #7bebc6dc
 def write_structured_report(
     answer, # A `StudyAnswer`
     segmentations=() # Triples of a segmentation, its `Drawn` and the kinds of its segments
@@ -294,7 +300,8 @@ def write_structured_report(
     for segmentation,drawn,kinds in segmentations:
         groups += [_of_segment(answer, segmentation, k+1, kind, drawn) for k,kind in enumerate(kinds)]
     content = hd.sr.MeasurementReport(hd.sr.ObservationContext(observer_device_context=_observer(answer)), codes.LN.CTUnspecifiedBodyRegion, groups)
-    evidence = {o.SOPInstanceUID: o for o in [*answer.headers.values(), *(o for o,*_ in segmentations)]}
+    objects = [*answer.headers.values(), *(segmentation for segmentation,_,_ in segmentations)]
+    evidence = {one.SOPInstanceUID: one for one in objects} # a multi-frame file once
     return hd.sr.ComprehensiveSR([*evidence.values()], content, series_number=9001, is_complete=True, **_labels(answer, 1, 'report'))
 
 # %% ../../nbs/apps/06_results.ipynb #f375064e
@@ -319,8 +326,12 @@ def _described(answer, drawn, number, kind):
 def _no_place(headers):
     "Why slices have no place in space, or None"
     for name in _PLACED:
-        if any(name not in o for o in headers): return f'no segmentation: {name} is absent'
-    if len({(o.Rows, o.Columns) for o in headers}) > 1: return 'no segmentation: the slices differ in size'
+        if any(name not in header for header in headers): return f'no segmentation: {name} is absent'
+    if len({(header.Rows, header.Columns) for header in headers}) > 1: return 'no segmentation: the slices differ in size'
+def _why_no_segmentation(rows, headers, kinds):
+    "Why a series gets no segmentation, or None"
+    if not kinds: return 'nothing is drawn'
+    return 'no segmentation: a multi-frame file' if rows.frame.any() else _no_place(headers)
 
 # %% ../../nbs/apps/06_results.ipynb #a23725ad
 def write_segmentation(
@@ -329,10 +340,11 @@ def write_segmentation(
     number:int=1 # Of the series among those that are written
 ) -> tuple: # The object and the kinds of its segments; None and the reason where there is none
     "The masks of one series as a segmentation object"
-    rows,drawn = answer.rows[answer.rows.series_id.eq(series)],answer.drawn[series]
+    rows = answer.rows[answer.rows.series_id.eq(series)]
+    drawn = answer.drawn[series]
     kinds = [kind for kind in SUBTYPES if kind in drawn.masks and np.any(drawn.masks[kind])]
     headers = [answer.headers[label] for label in rows.index]
-    why = 'nothing is drawn' if not kinds else 'no segmentation: a multi-frame file' if rows.frame.any() else _no_place(headers)
+    why = _why_no_segmentation(rows, headers, kinds)
     if why: return None, why
     masks = _stored_masks(rows, answer.headers, drawn, kinds)
     segments = [_described(answer, drawn, k+1, kind) for k,kind in enumerate(kinds)]
@@ -392,7 +404,8 @@ def _pointed_out(predictor, series, place):
 # %% ../../nbs/apps/06_results.ipynb #e368b900
 def _lines_below(answer, label, words):
     "The numbers of a slice and of its study"
-    row,study = answer.rows.loc[label],answer.study
+    row = answer.rows.loc[label]
+    study = answer.study
     called = 'positive' if study.positive == 1 else 'negative'
     of_slice = f'slice {row.slice_index + 1}: ' + ', '.join(f'{kind} {row[kind]:.2f}' for kind in SUBTYPES)
     return [of_slice, f'study: any {study["any"]:.2f}, called {called} at {answer.speaker.point:.3f}', words]
@@ -405,7 +418,8 @@ def key_picture(
     "A slice with what is said of it, and the warning, burnt in"
     hu,mask,words = _read_for(answer, label, predictor if predictor and draws_maps(predictor) else None)
     grey = apply_window(hu, BRAIN)
-    picture = outlined(grey, mask, 1) if mask is not None and mask.shape == grey.shape else np.repeat(grey[..., None], 3, -1)
+    fits = mask is not None and mask.shape == grey.shape
+    picture = outlined(grey, mask, 1) if fits else np.repeat(grey[..., None], 3, -1)
     above = [f'{NOT_FOR_DIAGNOSIS} · {answer.speaker.name}, {MAKER} {__version__}', DISCLAIMER]
     return captioned(picture, above, _lines_below(answer, label, words))
 
@@ -417,20 +431,21 @@ def write_picture(
     predictor=None # As for `key_picture`
 ) -> Dataset:
     "A key slice as a secondary capture that refers to it"
-    header,row = answer.headers[label],answer.rows.loc[label]
+    header = answer.headers[label]
     capture = hd.sc.SCImage.from_ref_dataset(header, key_picture(answer, label, predictor), 'RGB', 8, 'PATIENT', patient_orientation=('L', 'P'),
         series_number=9200, transfer_syntax_uid='1.2.840.10008.1.2.1', **_labels(answer, number, 'key slices'))
     capture.BurnedInAnnotation = 'YES'
     capture.BodyPartExamined = 'HEAD' # no paired structure, so no Laterality is wanted (PS3.3, C.7.3.1)
     capture.ImageComments = DISCLAIMER
     capture.DerivationDescription = 'A slice in the brain window with numbers of research software burnt in'
-    capture.SourceImageSequence = [_reference(header, row)]
+    capture.SourceImageSequence = [_reference(header, answer.rows.loc[label])]
     return capture
 
 def _reference(header, row):
     "What points to a slice from an image"
     item = Dataset()
-    item.ReferencedSOPClassUID,item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    item.ReferencedSOPClassUID = header.SOPClassUID
+    item.ReferencedSOPInstanceUID = header.SOPInstanceUID
     if row.frame: item.ReferencedFrameNumber = int(row.frame)
     return item
 
@@ -441,6 +456,7 @@ class Result(NamedTuple):
     dataset:object # A `Dataset`, or None
     note:str = '' # What to know about it
 
+# %% ../../nbs/apps/06_results.ipynb #98d4f426
 def study_objects(
     answer, # A `StudyAnswer`
     predictor=None # Draws maps into the pictures
@@ -469,6 +485,7 @@ def _references(answer):
     uids = [[answer.headers[label][name].value for name in UIDS] for label in kept.index]
     return kept.assign(**dict(zip(['study_uid', 'series_uid', 'sop_instance_uid', 'frame_of_reference_uid'], zip(*uids))))
 
+# %% ../../nbs/apps/06_results.ipynb #044e75e9
 def write_results(
     found, # `Predictions` that have a `table`
     predictor, # The `Predictor` that made them
@@ -476,7 +493,9 @@ def write_results(
     drawn=None # Function of the rows of a series to `Drawn` or None; nothing is drawn unless given
 ) -> pd.DataFrame: # study_id kind path sop_instance_uid note: also in results.csv
     "Reports, segmentations and pictures of key slices of all studies, as DICOM files"
-    out,rows,references = Path(out),[],[]
+    out = Path(out)
+    rows = []
+    references = []
     for _,study in progress(found.studies.iterrows(), total=len(found.studies), desc='DICOM', unit='study'):
         answer = study_answer(found, predictor, study, drawn)
         if answer is None: continue
@@ -494,6 +513,7 @@ def drawn_of(
 ): # Function of the rows of a series to `Drawn`, or None
     "Masks and volumes that predictions hold, for `write_results`"
     def drawn(rows):
+        "What is drawn on one series"
         bits = found.masks_of(rows.index)
         if bits is None: return None
         masks = {kind: (bits >> k & 1).astype(bool) for k,kind in enumerate(SUBTYPES[1:])}

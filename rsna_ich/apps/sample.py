@@ -1,4 +1,4 @@
-"""A study that bleeds and one that does not, small enough to ship, for whoever has no DICOM files at hand
+"""One with a haemorrhage and one without, small enough to ship, for people who have no DICOM files at hand
 
 Docs: https://rsna-ich.github.io/rsna_ich/apps/sample.html.md"""
 
@@ -48,19 +48,24 @@ def compress_slice(
     return ds
 
 # %% ../../nbs/apps/05_sample.ipynb #d81bda1a
+def _compressed_slice(scan, n, k, ids):
+    "Slice `k` of the sample's study `n` as the bytes of a file"
+    import io
+    from rsna_ich.simulate.competition import make_id
+    with io.BytesIO() as f:
+        compress_slice(scan, k, dict(ids, image=make_id('sample', n, k))).save_as(f, enforce_file_format=True)
+        return f.getvalue()
+
 def write_sample(
     path, # The zip
     scans # Simulated `Scan`s, one a study
 ) -> Path: # `path`
     "Write simulated studies as a small zip"
-    import io, warnings
+    import warnings
     from rsna_ich.simulate.competition import make_id
     warnings.filterwarnings('ignore', message='Invalid value for VR UI') # the competition's IDs are none
     with atomic_path(path) as temp, zipfile.ZipFile(temp, 'w') as z:
         for n,scan in enumerate(scans):
-            shared = {name: make_id('sample', name, n, digits=d) for name,d in (('patient', 8), ('study', 10), ('series', 10))}
-            for k in range(len(scan)):
-                with io.BytesIO() as f:
-                    compress_slice(scan, k, dict(shared, image=make_id('sample', n, k))).save_as(f, enforce_file_format=True)
-                    z.writestr(zipfile.ZipInfo(f'simulated-{n + 1}/{k + 1:02}.dcm'), f.getvalue())
+            ids = {name: make_id('sample', name, n, digits=d) for name,d in (('patient', 8), ('study', 10), ('series', 10))}
+            for k in range(len(scan)): z.writestr(zipfile.ZipInfo(f'simulated-{n + 1}/{k + 1:02}.dcm'), _compressed_slice(scan, n, k, ids))
     return Path(path)

@@ -34,6 +34,7 @@ class Upload:
 
     def answer(self): return json.loads((self.folder/'answer.json').read_text()) if self.state == 'answered' else None
 
+# %% ../../nbs/apps/05_sessions.ipynb #1f7f5225
 @dataclass
 class Session:
     "One browser's uploads"
@@ -53,7 +54,9 @@ class Desk:
         workers:int=1, # Uploads that are read at a time, each in a process of its own
         threads:int|None=None # That share a series in each; as many as there are cores unless given
     ):
-        self.limits,self.sessions,self.waiting = limits, {}, []
+        self.limits = limits
+        self.sessions = {} # by token
+        self.waiting = [] # uploads, the next one first
         self.folder = Path(tempfile.mkdtemp(prefix='ich-app-'))
         self._changed = threading.Condition()
         self._reading = {} # upload id: its reader
@@ -73,6 +76,7 @@ def _make_room(desk):
     del desk.sessions[longest_ago.token]
     shutil.rmtree(longest_ago.folder, ignore_errors=True)
 
+# %% ../../nbs/apps/05_sessions.ipynb #cfd0687d
 @patch
 def session(self:Desk,
     token:str|None # From a cookie
@@ -89,7 +93,7 @@ def session(self:Desk,
         return found
 
 # %% ../../nbs/apps/05_sessions.ipynb #ea75e4ac
-def _bytes_below(folder): return sum(o.stat().st_size for o in folder.rglob('*') if o.is_file())
+def _bytes_below(folder): return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
 
 @patch
 def begin(self:Desk,
@@ -108,6 +112,7 @@ def begin(self:Desk,
     with self._changed: session.receiving += 1
     return upload
 
+# %% ../../nbs/apps/05_sessions.ipynb #5818fc1e
 @patch
 def drop(self:Desk,
     session:Session, # Whose upload it was to be
@@ -133,6 +138,7 @@ def add(self:Desk,
         bisect.insort(self.waiting, upload, key=lambda other: other.turn)
         self._changed.notify()
 
+# %% ../../nbs/apps/05_sessions.ipynb #54731aed
 @patch
 def place(self:Desk,
     upload:Upload # One that may be waiting
@@ -183,6 +189,7 @@ def remove(self:Desk,
     if reader: reader.interrupt()
     shutil.rmtree(upload.folder, ignore_errors=True)
 
+# %% ../../nbs/apps/05_sessions.ipynb #a36c9c43
 @patch
 def end(self:Desk,
     session:Session # One of the sessions
@@ -197,10 +204,11 @@ def end(self:Desk,
 def sweep(self:Desk) -> int: # How many
     "End the sessions that nobody has used for long"
     old = time.monotonic() - self.limits.idle_seconds
-    idle = [o for o in list(self.sessions.values()) if o.seen < old]
+    idle = [session for session in list(self.sessions.values()) if session.seen < old]
     for session in idle: self.end(session)
     return len(idle)
 
+# %% ../../nbs/apps/05_sessions.ipynb #27be9147
 @patch
 def close(self:Desk):
     "End everything, and leave nothing on the disk"

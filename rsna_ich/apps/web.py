@@ -1,4 +1,4 @@
-"""`ich app`: drop a study, see the answer, scroll through the slices; for somebody who has no terminal, on a machine of their own
+"""`ich app`: drop a study, see the answer, scroll through its slices, without a terminal and on your own machine
 
 Docs: https://rsna-ich.github.io/rsna_ich/apps/web.html.md"""
 
@@ -32,6 +32,7 @@ from ..judge.viewers import OVERLAY_COLOURS, PRESETS
 from ..labels import SUBTYPES
 from ..model.bundle import find_bundle, read_ensemble
 from ..page import CSS
+from ..predict.look import counted
 
 # %% ../../nbs/apps/05_web.ipynb #1df732e4
 WEB_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; "
@@ -86,19 +87,22 @@ def _button(session, path, words, **kwargs):
 
 def _table(head, rows):
     "A table within the page"
-    return Div(Table(Thead(Tr(*(Th(o, scope='col') for o in head))), Tbody(*rows), cls='words'), cls='scroll')
+    titles = [Th(title, scope='col') for title in head]
+    return Div(Table(Thead(Tr(*titles)), Tbody(*rows), cls='words'), cls='scroll')
 
 # %% ../../nbs/apps/05_web.ipynb #8f56edc9
 def _upload_form(session, limits):
     "Where files are chosen or dropped"
     most = P(f'At most {limits.upload_bytes/2**20:,.0f} MB and {limits.files:,} files at a time. Files stay on this server until you remove them, end the session, or '
              f'{limits.idle_seconds/60:,.0f} minutes have passed without use.', cls='soft')
-    fields = Div(Div(Label('Files or a zip', Input(type='file', name='files', multiple=True)), Label('A folder', Input(type='file', name='folder', webkitdirectory=True, multiple=True)), cls='row'),
-                 P('or drop them here', cls='soft'), cls='drop')
+    files = Label('Files or a zip', Input(type='file', name='files', multiple=True))
+    folder = Label('A folder', Input(type='file', name='folder', webkitdirectory=True, multiple=True))
+    fields = Div(Div(files, folder, cls='row'), P('or drop them here', cls='soft'), cls='drop')
     form = Form(fields, Button('Read this study', type='submit', cls='main'), id='upload', method='post', enctype='multipart/form-data', action=f'/upload?csrf={session.csrf}')
     progress = Progress(id='upload-bar', hidden=True, aria_label='Upload')
     return Div(form, Div(id='upload-words', role='status'), progress, most)
 
+# %% ../../nbs/apps/05_web.ipynb #4b040159
 def _waiting_row(desk, session, upload):
     "An upload without an answer"
     words = _words(desk, upload)
@@ -113,73 +117,128 @@ def _words(desk, upload):
     return f'{upload.state}: {upload.words}' if upload.words else upload.state
 
 # %% ../../nbs/apps/05_web.ipynb #86f396db
+def _urgency(found):
+    "What the worklist is ordered by: called or not, then the probability of any; a study that was not read comes last"
+    _,_,study = found
+    return study['positive'], study['p'][0] if study['p'] else -1
+
 def _studies(session):
     "(upload, number, study) of all answered uploads, most urgent first"
-    found = [(upload, k, study) for upload in list(session.uploads.values()) for k,study in enumerate((upload.answer() or {}).get('studies', []))]
-    return sorted(found, key=lambda o: (o[2]['positive'], o[2]['p'][0] if o[2]['p'] else -1), reverse=True)
+    answers = [(upload, upload.answer()) for upload in list(session.uploads.values())]
+    found = [(upload, k, study) for upload,answer in answers if answer for k,study in enumerate(answer['studies'])]
+    return sorted(found, key=_urgency, reverse=True)
+
+# %% ../../nbs/apps/05_web.ipynb #b45b5bab
+_HEADS = 'Patient', 'Called', 'Any', 'Kinds', 'Slices', 'Left out', 'Upload', 'Mark'
+
+def _likely_kinds(p):
+    "The kinds that are more likely than not, in words"
+    return ', '.join(f'{name} {value:.2f}' for name,value in zip(SUBTYPES[1:], p[1:]) if value >= .5)
+
+def _mark_button(session, upload, k):
+    "Marks a study as seen, or takes the mark away"
+    seen = k in upload.marked
+    return _button(session, f'/mark/{upload.id}/{k}', 'Not seen' if seen else 'Seen', aria_pressed=str(seen).lower())
 
 def _study_line(session, upload, k, study):
-    "A row of the worklist"
-    seen = k in upload.marked
-    likely = [f'{name} {p:.2f}' for name,p in zip(SUBTYPES[1:], (study['p'] or [])[1:]) if p >= .5]
-    cells = [A(f'{study["patient"] or "study"}', href=f'/study/{upload.id}/{k}'), 'positive' if study['positive'] else 'not called',
-             f'{study["p"][0]:.2f}' if study['p'] else '–', ', '.join(likely), study['n'], len(study['left_out']), upload.title]
-    mark = _button(session, f'/mark/{upload.id}/{k}', 'Seen' if not seen else 'Not seen', aria_pressed=str(seen).lower())
-    return Tr(*map(Td, cells), Td(mark), cls='seen' if seen else None)
+    "A row of the worklist; each cell carries its column's title, which stands beside it where the page is narrow"
+    p = study['p']
+    patient = A(study['patient'] or 'study', href=f'/study/{upload.id}/{k}')
+    called = 'positive' if study['positive'] else 'not called'
+    cells = [patient, called, f'{p[0]:.2f}' if p else '–', _likely_kinds(p or []), study['n'], len(study['left_out']), upload.title, _mark_button(session, upload, k)]
+    return Tr(*(Td(cell, data_title=title) for title,cell in zip(_HEADS, cells)), cls='seen' if k in upload.marked else None)
+
+# %% ../../nbs/apps/05_web.ipynb #3df3166c
+def _listed(session):
+    "All studies of a session, and how to remove their uploads"
+    answered = [upload for upload in list(session.uploads.values()) if upload.state == 'answered']
+    if not answered: return ()
+    lines = [_study_line(session, *found) for found in _studies(session)]
+    removes = [Li(upload.title, ' ', _button(session, f'/remove/{upload.id}', f'Remove {upload.title}')) for upload in answered]
+    return H2('Studies, most urgent first'), Div(_table(_HEADS, lines), cls='cards'), Details(Summary('Remove uploads'), Ul(*removes))
 
 def _worklist_page(req):
     "Uploads, the queue, and all studies of the session"
-    desk,session = req.app.state.desk,_session(req)
-    open_ones = [_waiting_row(desk, session, o) for o in list(session.uploads.values()) if o.state != 'answered']
-    lines = [_study_line(session, *o) for o in _studies(session)]
-    heads = ['Patient', 'Called', 'Any', 'Kinds', 'Slices', 'Left out', 'Upload', 'Mark']
-    answered = [o for o in list(session.uploads.values()) if o.state == 'answered']
-    removes = [Li(o.title, ' ', _button(session, f'/remove/{o.id}', f'Remove {o.title}')) for o in answered]
+    desk = req.app.state.desk
+    session = _session(req)
+    waiting = [_waiting_row(desk, session, upload) for upload in list(session.uploads.values()) if upload.state != 'answered']
+    queue = (H2('In the queue'), _table(['Upload', 'State', ''], waiting)) if waiting else ()
     sample = Div(P('No head CT at hand? Two simulated studies come with the package.'), _button(session, '/sample', 'Try the sample'))
-    queue = (H2('In the queue'), _table(['Upload', 'State', ''], open_ones)) if open_ones else ()
-    listed = (H2('Studies, most urgent first'), _table(heads, lines), Details(Summary('Remove uploads'), Ul(*removes))) if lines or removes else ()
     end = _button(session, '/end', 'End the session and remove everything')
-    return _layout(req, 'Worklist', *queue, *listed, H2('Add a study'), _upload_form(session, desk.limits), sample, P(end))
+    return _layout(req, 'Worklist', *queue, *_listed(session), H2('Add a study'), _upload_form(session, desk.limits), sample, P(end))
 
 # %% ../../nbs/apps/05_web.ipynb #fccb56d5
 def _cell(k, item):
     "A slice in the strip: a bar as high as its probability"
-    p,called = item['p'][0], item['positive'] == 1
+    p = item['p'][0]
+    called = item['positive'] == 1
     bar = f'<svg viewBox="0 0 1 1" preserveAspectRatio="none" aria-hidden="true"><rect x="0" width="1" y="{1 - p:.3f}" height="{p:.3f}"/></svg>'
     words = f'slice {k + 1}: any {p:.2f}{", called positive" if called else ""}'
     return Button(NotStr(bar), type='button', cls='yes' if called else None, data_k=k, title=words, aria_label=words)
 
+def _bar(name, value):
+    "A probability as a meter, between its name and its number"
+    meter = ft_hx('meter', value=f'{value:.3f}', min=0, max=1, aria_label=f'{name} {value:.2f}')
+    return Span(name), meter, Span(f'{value:.2f}')
+
 def _bars(p):
     "The six probabilities as meters"
-    parts = [o for name,value in zip(SUBTYPES, p) for o in (Span(name), ft_hx('meter', value=f'{value:.3f}', min=0, max=1, aria_label=f'{name} {value:.2f}'), Span(f'{value:.2f}'))]
-    return Div(*parts, cls='bars')
+    return Div(*(part for name,value in zip(SUBTYPES, p) for part in _bar(name, value)), cls='bars')
 
 # %% ../../nbs/apps/05_web.ipynb #c9763844
+def _window_buttons():
+    "One button for each preset of a window"
+    return [Button(f'{name} {w.center:g}/{w.width:g}', type='button', data_centre=f'{w.center:g}', data_width=f'{w.width:g}') for name,w in PRESETS.items()]
+
+def _mode_buttons(study):
+    "Distances, and planes where the slices are a straight stack"
+    offered = dict(measure='Distances') if study['tilt'] else dict(planes='Three planes', measure='Distances')
+    return [Button(words, type='button', data_mode=mode, aria_pressed='false', cls='webgl-only') for mode,words in offered.items()]
+
 def _colour_keys(study):
     "What the colours of the outlines mean"
     return [Span(kind, cls=f'colour-key kind-{SUBTYPES.index(kind)}') for kind in study['drawn']]
 
+def _opacity(words, value, cls):
+    "How much of an overlay is seen, in percent"
+    return Label(words, Input(type='range', min=0, max=100, value=value, cls=cls))
+
+# %% ../../nbs/apps/05_web.ipynb #150cce7f
+def _keys_in_words():
+    "What keys, wheel and mouse do"
+    return P('Keys: ', Kbd('↑'), ' ', Kbd('↓'), ' slice, ', Kbd('Home'), ' ', Kbd('End'), ' ends, ', Kbd('k'), f' key slice, 1 to {len(PRESETS)} windows. '
+             'Wheel: slice. Drag: window.', cls='soft')
+
 def _controls(study):
-    "Window presets, map, outlines, distances, and planes where the slices are a straight stack"
-    presets = [Button(f'{name} {w.center:g}/{w.width:g}', type='button', data_centre=f'{w.center:g}', data_width=f'{w.width:g}') for name,w in PRESETS.items()]
+    "Slice, window presets, map, distances, planes and outlines"
     slices = Label('Slice ', Input(type='range', min=1, max=len(study['slices']), value=study['key'] + 1, cls='slice-number'))
-    heat = Label('Map ', Input(type='range', min=0, max=100, value=50, cls='opacity')) if study['map'] else Span('No map: no slice was called positive.', cls='soft')
-    mask = Div(Label('Outlines ', Input(type='range', min=0, max=100, value=0, cls='mask-opacity')), *_colour_keys(study), cls='row') if study['mask'] else None
-    offered = dict(measure='Distances') if study['tilt'] else dict(planes='Three planes', measure='Distances')
-    modes = [Button(words, type='button', data_mode=mode, aria_pressed='false', cls='webgl-only') for mode,words in offered.items()]
-    keys = P('Keys: ', Kbd('↑'), ' ', Kbd('↓'), ' slice, ', Kbd('Home'), ' ', Kbd('End'), ' ends, ', Kbd('k'), f' key slice, 1 to {len(presets)} windows. Wheel: slice. Drag: window.', cls='soft')
-    return Div(Div(slices, Span(cls='slice-words'), cls='row'), Div(*presets, cls='row'), Div(heat, *modes, Span(cls='window-words soft'), cls='row'), mask, P(cls='note soft', role='status'), keys)
+    heat = _opacity('Map ', 50, 'opacity') if study['map'] else Span('No map: no slice was called positive.', cls='soft')
+    mask = Div(_opacity('Outlines ', 0, 'mask-opacity'), *_colour_keys(study), cls='row') if study['mask'] else None
+    return Div(Div(slices, Span(cls='slice-words'), cls='row'), Div(*_window_buttons(), cls='row'),
+               Div(heat, *_mode_buttons(study), Span(cls='window-words soft'), cls='row'), mask, P(cls='note soft', role='status'), _keys_in_words())
 
 # %% ../../nbs/apps/05_web.ipynb #6b3fc1e6
+def _stage(base, key):
+    "Where the slices are drawn: on a canvas, or as pictures above each other"
+    pictures = [Img(cls='slice', src=f'{base}/slice/{key}.png', alt='The slice'), Img(cls='heat', hidden=True, alt='The map'), Img(cls='mask', hidden=True, alt='The outlines')]
+    canvas = ft_hx('canvas', hidden=True, aria_hidden='true')
+    return Div(canvas, *pictures, cls='stage', tabindex=0, role='application', aria_label='Slices: arrow keys scroll')
+
+def _cautions(study):
+    "What to know before measuring"
+    uneven = 'The slices are not evenly spaced or say no distances: measure within a slice only, or not at all.'
+    tilted = f'The gantry was tilted by {study["tilt"]:.0f} degrees, so each slice lies further back or forward than the one below it. Planes across the slices would be sheared and are not offered.'
+    return [P(words, cls='warn') for words,holds in ((uneven, not study['even']), (tilted, study['tilt'])) if holds]
+
+# %% ../../nbs/apps/05_web.ipynb #535ab07a
 def _viewer(upload, k, study):
     "Strip, pictures and controls of a study"
     base = f'/study/{upload.id}/{k}'
-    strip = Div(*(_cell(i, o) for i,o in enumerate(study['slices'])), cls='strip', role='group', aria_label='Slices from the lowest to the highest')
-    stage = Div(ft_hx('canvas', hidden=True, aria_hidden='true'), Img(cls='slice', src=f'{base}/slice/{study["key"]}.png', alt='The slice'), Img(cls='heat', hidden=True, alt='The map'), Img(cls='mask', hidden=True, alt='The outlines'),
-                cls='stage', tabindex=0, role='application', aria_label='Slices: arrow keys scroll')
-    uneven = None if study['even'] else P('The slices are not evenly spaced or say no distances: measure within a slice only, or not at all.', cls='warn')
-    tilted = P(f'The gantry was tilted by {study["tilt"]:.0f} degrees, so each slice lies further back or forward than the one below it. Planes across the slices would be sheared and are not offered.', cls='warn') if study['tilt'] else None
-    return Div(strip, uneven, tilted, Div(Div(stage), _controls(study), cls='view'), cls='viewer', data_n=len(study['slices']), data_key=study['key'], data_base=base, data_map='yes' if study['map'] else 'no', data_mask='yes' if study['mask'] else 'no')
+    cells = [_cell(i, item) for i,item in enumerate(study['slices'])]
+    strip = Div(*cells, cls='strip', role='group', aria_label='Slices from the lowest to the highest')
+    view = Div(Div(_stage(base, study['key'])), _controls(study), cls='view')
+    overlays = {f'data_{name}': 'yes' if study[name] else 'no' for name in ('map', 'mask')}
+    return Div(strip, *_cautions(study), view, cls='viewer', data_n=len(study['slices']), data_key=study['key'], data_base=base, **overlays)
 
 def _verdict(study):
     "The answer on top"
@@ -192,17 +251,23 @@ def _left_out_part(lost, skipped=()):
     rows = [Tr(Td(name), Td(why)) for name,why in lost[:200]]
     more = P(f'and {len(lost) - 200:,} more, in left_out.csv', cls='soft') if len(lost) > 200 else None
     beside = P(f'Not looked into, being no slices by name: {", ".join(skipped[:20])}', cls='soft') if skipped else None
-    return Details(Summary(f'{len(lost)} files left out'), _table(['File', 'Reason'], rows), more, beside, open=bool(lost))
+    return Details(Summary(f'{counted(len(lost), "file")} left out'), _table(['File', 'Reason'], rows), more, beside, open=bool(lost))
 
 # %% ../../nbs/apps/05_web.ipynb #a6b76c86
+_NOT_MEASURED = 'Outlined, but not measured: the files do not say where the slices lie, or the outlines do not agree with the answer.'
+
+def _volume_line(line):
+    "One kind of blood as a row"
+    return Tr(Td(line['kind']), Td(f'{line["ml"]:.1f} ml'), Td(f'{line["abc2_ml"]:.1f} ml'), Td(f'{line["largest_mm"]:.0f} mm'), Td(line['slices']))
+
 def _volumes_part(study, outliner):
     "How much blood is outlined, and by whom"
     who = P(f'Outlined by {outliner["name"]}, another network than the one that answers. It learnt from {outliner["trained_on"]}.', cls='soft') if outliner['name'] else None
     if not study['mask']: return P('Nothing is outlined: no slice was called positive, or the outliner saw no blood.' if outliner['name'] else 'Nothing was outlined.', cls='soft')
-    if not study['measured']: return P('Outlined, but not measured: the files do not say where the slices lie, or the outlines do not agree with the answer.', cls='soft'), who
-    rows = [Tr(Td(line['kind']), Td(f'{line["ml"]:.1f} ml'), Td(f'{line["abc2_ml"]:.1f} ml'), Td(f'{line["largest_mm"]:.0f} mm'), Td(line['slices'])) for line in study['measured']]
-    return _table(['Kind', 'Volume', 'ABC/2', 'Largest diameter', 'Slices'], rows), who
+    if not study['measured']: return P(_NOT_MEASURED, cls='soft'), who
+    return _table(['Kind', 'Volume', 'ABC/2', 'Largest diameter', 'Slices'], map(_volume_line, study['measured'])), who
 
+# %% ../../nbs/apps/05_web.ipynb #4c1c3fe6
 def _downloads(upload, study, no_dicom):
     "Links to what can be taken away"
     names = {'slices.csv': 'slices (CSV)', 'studies.csv': 'studies (CSV)', 'left_out.csv': 'left out (CSV)', 'report.html': 'report (HTML)'}
@@ -214,16 +279,19 @@ def _downloads(upload, study, no_dicom):
 # %% ../../nbs/apps/05_web.ipynb #16bb4c6f
 def _study_page(req, upload:str, k:int):
     "One study: answer, slices, and what to know before believing it"
-    session,it = _session(req),_find(req, upload)
+    session = _session(req)
+    it = _find(req, upload)
     answer = it.answer()
     study = _of(answer, k)
-    mark = _button(session, f'/mark/{it.id}/{k}', 'Mark as seen' if k not in it.marked else 'Seen; take the mark away')
-    if not study['slices']: return _layout(req, 'Study', _verdict(study), H2('Left out'), _left_out_part([*it.refused, *answer['left_out']], answer['skipped']), mark)
-    tags = [Tr(Td(name), Td(value)) for name,value in study['tags'].items()]
+    lost = H2('Left out'), _left_out_part([*it.refused, *answer['left_out']], answer['skipped'])
+    mark = _button(session, f'/mark/{it.id}/{k}', 'Seen; take the mark away' if k in it.marked else 'Mark as seen')
+    if not study['slices']: return _layout(req, 'Study', _verdict(study), *lost, mark)
+    point = P(f'Operating point: any is at least {study["point"]:.3f}.', cls='soft')
     warnings = P(study['warnings'], cls='warn') if study['warnings'] else None
-    return _layout(req, f'Study of {study["patient"] or "a patient without an ID"}', _verdict(study), P(f'Operating point: any is at least {study["point"]:.3f}.', cls='soft'), warnings,
-                   _viewer(it, k, study), H2('The study'), _bars(study['p']), H2('Blood outlined'), _volumes_part(study, answer['outliner']), H2('Left out'), _left_out_part([*it.refused, *answer['left_out']], answer['skipped']),
-                   H2('Header of the key slice'), _table(['Tag', 'Value'], tags), H2('Take away'), _downloads(it, study, answer['no_dicom']), P(mark), P(answer['about'], cls='soft'))
+    tags = _table(['Tag', 'Value'], [Tr(Td(name), Td(value)) for name,value in study['tags'].items()])
+    return _layout(req, f'Study of {study["patient"] or "a patient without an ID"}', _verdict(study), point, warnings, _viewer(it, k, study),
+                   H2('The study'), _bars(study['p']), H2('Blood outlined'), _volumes_part(study, answer['outliner']), *lost,
+                   H2('Header of the key slice'), tags, H2('Take away'), _downloads(it, study, answer['no_dicom']), P(mark), P(answer['about'], cls='soft'))
 
 # %% ../../nbs/apps/05_web.ipynb #46ed8cbf
 class Missing(Exception):
@@ -241,14 +309,22 @@ def _of(answer, k):
     return answer['studies'][k]
 
 # %% ../../nbs/apps/05_web.ipynb #868c2092
+def _choice(name, studies, chosen):
+    "A list of studies to choose one from"
+    options = [Option(f'{study["patient"] or "study"}, any {study["p"][0]:.2f}', value=key, selected=key == chosen) for key,(_,_,study) in studies.items()]
+    return Label(f'Study {name} ', Select(*options, name=name))
+
+def _half(upload, k, study):
+    "One of two studies"
+    return Div(H2(study['patient'] or 'study'), _verdict(study), _viewer(upload, k, study))
+
 def _side_page(req, a:str='', b:str=''):
     "Two studies beside each other"
-    session,found = _session(req),_studies(_session(req))
-    names = {f'{upload.id}/{k}': (upload, k, study) for upload,k,study in found if study['slices']}
-    def choice(name, chosen): return Label(f'Study {name} ', Select(*(Option(f'{o[2]["patient"] or "study"}, any {o[2]["p"][0]:.2f}', value=key, selected=key == chosen) for key,o in names.items()), name=name))
-    form = Form(choice('a', a), choice('b', b), Button('Show', type='submit'), method='get', action='/side', cls='row', enctype='application/x-www-form-urlencoded')
-    shown = [Div(H2(names[o][2]['patient'] or 'study'), _verdict(names[o][2]), _viewer(*names[o])) for o in (a, b) if o in names]
-    note = P('There is no study yet.') if not names else None
+    studies = {f'{upload.id}/{k}': (upload, k, study) for upload,k,study in _studies(_session(req)) if study['slices']}
+    choices = [_choice(name, studies, chosen) for name,chosen in (('a', a), ('b', b))]
+    form = Form(*choices, Button('Show', type='submit'), method='get', action='/side', cls='row', enctype='application/x-www-form-urlencoded')
+    shown = [_half(*studies[key]) for key in (a, b) if key in studies]
+    note = None if studies else P('There is no study yet.')
     return _layout(req, 'Two studies', form, note, Div(*shown, cls='pair'))
 
 # %% ../../nbs/apps/05_web.ipynb #924a6ba7
@@ -321,32 +397,39 @@ _log = logging.getLogger('rsna_ich.app')
 def _title(folder, count):
     "What an upload is called"
     if count != 1: return f'{count} files'
-    return next(o.name for o in folder.rglob('*') if o.is_file())
+    return next(path.name for path in folder.rglob('*') if path.is_file())
 
 # %% ../../nbs/apps/05_web.ipynb #652d8a94
+async def _receive_files(req, upload, limits):
+    "The files of a form, as they come, in the upload's folder; raises `InputError` where none is left"
+    receiver = Receiver(req.headers.get('content-type', ''), upload.folder/'received', limits)
+    async with asyncio.timeout(limits.upload_seconds):
+        async for chunk in req.stream(): receiver.write(chunk)
+    receiver.finish()
+    kept = receiver.files - len(receiver.refused)
+    if not kept: raise InputError('upload', f'{receiver.refused[0][0]}: {receiver.refused[0][1]}')
+    upload.title = _title(upload.folder/'received', kept)
+    upload.refused = receiver.refused
+    _log.info('upload of %d files, %.1f MB', receiver.files, receiver.bytes/2**20)
+
 async def _receive_upload(req):
     "Take the files of a form into the queue"
-    session,desk = _checked(req),req.app.state.desk
+    session = _checked(req)
+    desk = req.app.state.desk
     upload = desk.begin(session, 'upload')
     try:
-        receiver = Receiver(req.headers.get('content-type', ''), upload.folder/'received', desk.limits)
-        async with asyncio.timeout(desk.limits.upload_seconds):
-            async for chunk in req.stream(): receiver.write(chunk)
-        receiver.finish()
-        kept = receiver.files - len(receiver.refused)
-        if not kept: raise InputError('upload', f'{receiver.refused[0][0]}: {receiver.refused[0][1]}')
-        upload.title,upload.refused = _title(upload.folder/'received', kept), receiver.refused
+        await _receive_files(req, upload, desk.limits)
         desk.add(session, upload)
     except BaseException:
         desk.drop(session, upload)
         raise
-    _log.info('upload of %d files, %.1f MB', receiver.files, receiver.bytes/2**20)
     return RedirectResponse('/', 303)
 
 # %% ../../nbs/apps/05_web.ipynb #e5d7bf24
 def _add_sample(req):
     "Put the simulated studies into the queue"
-    session,desk = _checked(req),req.app.state.desk
+    session = _checked(req)
+    desk = req.app.state.desk
     upload = desk.begin(session, 'simulated sample')
     (upload.folder/'received').mkdir()
     shutil.copy(sample_path(), upload.folder/'received')
@@ -361,6 +444,7 @@ def _mark_study(req, upload:str, k:int):
     it.marked ^= {k}
     return RedirectResponse('/', 303)
 
+# %% ../../nbs/apps/05_web.ipynb #b4dc4343
 def _remove_upload(req, upload:str):
     "Forget one upload"
     session = _checked(req)
@@ -388,6 +472,7 @@ def _static_file(req, name:str):
     if name not in _FILE_TYPES: raise Missing
     return FileResponse(_STATIC/name, media_type=_FILE_TYPES[name])
 
+# %% ../../nbs/apps/05_web.ipynb #67d8c503
 def _says_no(req, reason, status):
     "A page, or JSON for a script, that says why not"
     if 'application/json' in req.headers.get('accept', ''): return JSONResponse(dict(error=reason), status)
@@ -422,6 +507,11 @@ def _lifespan(desk):
         desk.close()
     return life
 
+# %% ../../nbs/apps/05_web.ipynb #147f603b
+_HEAD = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width,initial-scale=1'), Link(rel='stylesheet', href='/static/app.css'),
+         Link(rel='icon', href='data:,'), Script(src='/static/niivue.umd.js', defer=True), Script(src='/static/app.js', defer=True))
+_SAID = {InputError: _on_input_error, Missing: _on_missing, 404: _on_missing, TimeoutError: _on_timeout, ClientDisconnect: _on_disconnect}
+
 # %% ../../nbs/apps/05_web.ipynb #db174ec2
 def make_app(
     model=None, # A model bundle; the shipped one unless given
@@ -433,13 +523,11 @@ def make_app(
 ) -> FastHTML: # An ASGI application
     "The web application; its `state.desk` holds the sessions"
     desk = Desk(model, limits, workers, threads)
-    heads = [Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width,initial-scale=1'), Link(rel='stylesheet', href='/static/app.css'),
-             Link(rel='icon', href='data:,'), Script(src='/static/niivue.umd.js', defer=True), Script(src='/static/app.js', defer=True)]
-    said = {InputError: _on_input_error, Missing: _on_missing, 404: _on_missing, TimeoutError: _on_timeout, ClientDisconnect: _on_disconnect}
-    app = FastHTML(hdrs=heads, default_hdrs=False, canonical=False, htmlkw=dict(lang='en'), secret_key=secrets.token_hex(32), session_cookie='ich', max_age=None, same_site='strict',
-                   sess_https_only=https, routes=[Route('/upload', _receive_upload, methods=['POST'])], exception_handlers=said, lifespan=_lifespan(desk),
+    app = FastHTML(hdrs=list(_HEAD), default_hdrs=False, canonical=False, htmlkw=dict(lang='en'), secret_key=secrets.token_hex(32), session_cookie='ich', max_age=None, same_site='strict',
+                   sess_https_only=https, routes=[Route('/upload', _receive_upload, methods=['POST'])], exception_handlers=_SAID, lifespan=_lifespan(desk),
                    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)), Middleware(Guard)])
-    app.state.desk,app.state.model = desk, _model_name(model)
+    app.state.desk = desk
+    app.state.model = _model_name(model)
     for path,page in _PAGES.items(): app.route(path, methods=['get'])(page)
     for path,action in _ACTIONS.items(): app.route(path, methods=['post'])(action)
     app.route('/health', methods=['get'])(lambda: PlainTextResponse('ok'))

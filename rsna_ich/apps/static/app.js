@@ -82,7 +82,8 @@ class Viewer {
     const canvas = one('canvas', this.root), probe = document.createElement('canvas').getContext('webgl2');
     if (!probe || !window.niivue) throw new Error('no WebGL2');
     const nv = new niivue.Niivue({dragAndDropEnabled: false, backColor: [0, 0, 0, 1], isColorbar: false, loadingText: '',
-      isRadiologicalConvention: true, show3Dcrosshair: false, crosshairWidth: 0, logLevel: 'error', dragMode: niivue.DRAG_MODE.contrast});
+      isRadiologicalConvention: true, show3Dcrosshair: false, crosshairWidth: 0, logLevel: 'error', dragMode: niivue.DRAG_MODE.contrast,
+      measureTextColor: [1, 1, 1, 1], measureTextHeight: .1});
     canvas.hidden = false; // NiiVue takes its size
     await nv.attachToCanvas(canvas);
     canvas.focus = () => this.stage.focus({preventScroll: true}); // NiiVue asks for the focus on each click; a page that scrolls under the mouse makes a distance wrong
@@ -96,9 +97,15 @@ class Viewer {
     nv.setSliceType(nv.sliceTypeAxial);
     nv.resizeListener();
     this.image.hidden = true; this.heat.hidden = true; this.mask.hidden = true;
+    nv.onLocationChange = () => this.follow();
+    nv.onMeasurementCompleted = m => { one('.note', this.root).textContent = `The distance is ${m.distance.toFixed(1)} mm.`; };
     this.nv = nv; this.root.dataset.viewer = 'webgl';
     // NiiVue's own wheel and keys would scroll beside ours
     this.draw();
+  }
+
+  follow() { // a click in one of three planes leads to another slice
+    if (one('[data-mode=planes][aria-pressed=true]', this.root)) this.go(Math.floor(this.n*this.nv.scene.crosshairPos[2]));
   }
 
   layer(name) { return this.nv ? this.nv.volumes.findIndex(v => v.url.endsWith(`/${name}.nii.gz`)) : -1; }

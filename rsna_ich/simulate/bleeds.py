@@ -48,6 +48,7 @@ class Lesion:
         texture = self.texture(head)
         return hu + texture*self.uniform(*strength)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #daeaf8e0
 def _draw_name(rng, shares):
     "A key of `shares`, as often as its share says"
     return str(rng.choice(list(shares), p=list(shares.values())))
@@ -63,6 +64,7 @@ def press(self:Lesion, head, near, mm):
     firmly = self.uniform(.5, 1)*min(mm/12, 1)
     head.pressed = torch.maximum(head.pressed, firmly*near)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #df958a6d
 @patch
 def give_way(self:Lesion, head, r, centre, radius, share):
     "Displace brain away from a mass of `radius` mm at `centre`, `r` being 1 at its edge, by a `share` of the radius"
@@ -92,6 +94,7 @@ def shift(self:Lesion, head, mm, side):
     trapped = far > 4 and self.chance(.4)
     if trapped: self.squeeze(head, -side, -self.uniform(.1, .3)) # the fluid of the other side has no way out
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #819e22f6
 def _midline(head, side):
     "How far brain follows a shift away from `side`, 0 to 1 by its distance from the midline, and how firmly the falx holds it"
     towards = side*head.q[..., 0]
@@ -210,6 +213,7 @@ def _bounds(self:Epidural, head, centre):
     def this_side(here, there): return sigmoid(here*there.sign()/1.2)
     return this_side(*coronal)*this_side(*lambdoid)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #72cc84a2
 @patch
 def density(self:Epidural, head):
     "HU of a fresh clot, with dark swirls; in three of ten with a liquid pocket beside the bone"
@@ -247,6 +251,7 @@ def _falx_band(bleed, head):
     near_vault = sigmoid((deepest - head.depth)/4)
     return beside*above*near_vault
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #393a01a4
 def _tentorium_band(bleed, head):
     "Blood on the tentorium of one side"
     x,y,z = head.xyz
@@ -374,6 +379,7 @@ def draw_site(
         fits = not in_lobe or _in_hemisphere(x, y, z)
         if fits: return (side*x, y, z),largest
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #aadf6ff7
 def _in_hemisphere(x, y, z):
     "Inside an ellipsoid a little smaller than the hemispheres, so not in a corner of a lobe's box"
     forward = (y+18)/88
@@ -413,6 +419,7 @@ def push(self:Intraparenchymal, head):
         side = 1 if centre[0] > 0 else -1
         if lateral and above: self.shift(head, radius*.5, side)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #865dfd95
 @patch
 def _distance(self:Intraparenchymal, head, centre, radius):
     "From the centre of a focus, 1 at its uneven edge"
@@ -440,6 +447,7 @@ def fill(self:Intraparenchymal, head):
         else: hu = self._clot(head, centre, radius)
         self.bleed(head, mask, hu)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #97f13a34
 @patch
 def _leaks(self:Intraparenchymal, head):
     "Where blood has leaked into an infarct, 0 to 1: in patches"
@@ -461,6 +469,7 @@ def _contuse(self:Intraparenchymal):
     bruises = [(pole, self.uniform(2.5, 9)) for pole in poles]
     self.foci = larger + bruises
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #f23736b5
 @patch
 def _shear(self:Intraparenchymal):
     "Small bleeds where grey and white matter slide on each other, in the corpus callosum and beside the midbrain"
@@ -472,6 +481,7 @@ def _shear(self:Intraparenchymal):
     chosen = self.rng.choice(SHEARED, count)
     self.foci = [(near(site), self.uniform(1.8, 4.5)) for site in chosen]
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #8b287277
 @patch
 def _pole(self:Intraparenchymal):
     "Where a contusion is: on the orbital roof, at the frontal or temporal pole, or at the side of the head"
@@ -494,6 +504,7 @@ def _infarct(self:Intraparenchymal, head):
     hu = head.hu.clamp(max=self.uniform(17, 26))
     head.hu = paint(head.hu, dark, hu)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #d9da39f8
 @patch
 def _oedema(self:Intraparenchymal, head, r, radius):
     "Dark brain round a clot: a rim within hours, a wide area round one that is being resorbed"
@@ -518,6 +529,7 @@ def _faded_clot(self:Intraparenchymal, head, r):
     hu = rim + (core - rim)*left
     return hu + self.texture(head)*self.uniform(1, 4)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #cd7c3d37
 @patch
 def _clot(self:Intraparenchymal, head, centre, radius):
     "HU of a fresh clot: now and then with dark, still liquid swirls, or with a level"
@@ -560,6 +572,7 @@ def push(self:Intraventricular, head):
         direction = away*vector((1, .5, 1))
         _displace(head, -direction, wider)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #831265c7
 @patch
 def fill(self:Intraventricular, head):
     "Blood in place of fluid"
@@ -586,6 +599,7 @@ def _where(self:Intraventricular, head):
     if not self.chance(.35): return level
     return level*sigmoid((self.side*x + 2)/2)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #65c77dac
 @patch
 def _third_and_fourth(self:Intraventricular, head):
     "The third and fourth ventricle, or the fourth alone"
@@ -632,6 +646,7 @@ def _basal(self:Subarachnoid, head):
     forward = (y+5)/self.uniform(45, 80)
     return low*spread*torch.exp(-forward**2)
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #9f7349f4
 @patch
 def _sulci(self:Subarachnoid, head):
     "One to three places of the convexity, now and then a single sulcus"
@@ -657,6 +672,7 @@ def fill(self:Subarachnoid, head):
         if other in layers: mask = mask*(1 - layers[other])
     self.bleed(head, mask, self.mottled(head, (50, 78), (1, 5)))
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #bf5fd740
 @patch
 def _fluid(self:Subarachnoid, head):
     "Fluid outside the ventricles, 0 to 1, reaching a little into what the map calls brain"
@@ -737,6 +753,7 @@ def mask_areas(
         areas[..., column] = pixels*PIXEL**2
     return areas
 
+# %% ../../nbs/simulate/02_bleeds.ipynb #89b2290f
 def visible_area(
     head, # After `draw_head`
     planes:int=3 # Thin planes a slice

@@ -60,7 +60,9 @@ def _range(name):
 def _why_not(name, value):
     "What is wrong with the `value` of the option `name`; None where nothing is"
     choices = CHOICES.get(name)
-    if choices and value not in choices: return f'{value!r} is none of {", ".join(map(str, choices))}{did_you_mean(value, choices)}'
+    if choices and value not in choices:
+        listed = ', '.join(map(str, choices))
+        return f'{value!r} is none of {listed}{did_you_mean(value, choices)}'
     low, high = RANGES.get(name, (value, None))
     if value < low or high is not None and value > high: return f'{value:g} is out of range: {_range(name)}'
 
@@ -144,11 +146,14 @@ def _main(version:Annotated[bool, typer.Option('--version', is_eager=True, help=
 app.info.invoke_without_command = True
 
 # %% ../nbs/04_cli.ipynb #b22c5118
+NAMED = 50 # files that are left out are named on the terminal, at most
+
 def _left_out(rows, out=None):
     "Name what was left out; the exit status"
     rows = list(rows)
-    for path, reason in rows[:50]: typer.echo(f'left out: {path}: {reason}', err=True)
-    if len(rows) > 50: typer.echo(f'left out: {len(rows)-50:,} more' + (f', all in {out}' if out else ''), err=True)
+    for path, reason in rows[:NAMED]: typer.echo(f'left out: {path}: {reason}', err=True)
+    place = f', all in {out}' if out else ''
+    if len(rows) > NAMED: typer.echo(f'left out: {len(rows)-NAMED:,} more{place}', err=True)
     return 1 if rows else 0
 
 def _n(count, one, many=None):
@@ -440,8 +445,10 @@ def _counts(found):
     left = lost_in_words(found.lost)
     ok = found.slices.status.eq('ok')
     if not ok.any(): return f'no slice could be read: {left}'
+    slices = _n(ok.sum(), 'slice')
     studies = _n(found.slices.study_id[ok].nunique(), 'study', 'studies')
-    return f'{_n(ok.sum(), "slice")} of {studies}, {int(found.slices.positive.sum()):,} called positive; {left}; {found.seconds:.1f} s'
+    positive = int(found.slices.positive.sum())
+    return f'{slices} of {studies}, {positive:,} called positive; {left}; {found.seconds:.1f} s'
 
 # %% ../nbs/04_cli.ipynb #0be30627
 def _studies_by_warning(slices):
@@ -464,7 +471,8 @@ def _say_found(found, out):
     from rsna_ich.data.volumes import is_nifti
     from rsna_ich.predict.worklist import urgent_in_words
     typer.echo(_counts(found))
-    if found.skipped: typer.echo(f'not opened, as their names are not those of slices: {_n(len(found.skipped), "file")} ({a_few(found.skipped)})')
+    skipped = _n(len(found.skipped), 'file')
+    if found.skipped: typer.echo(f'not opened, as their names are not those of slices: {skipped} ({a_few(found.skipped)})')
     if found.slices.path.astype(str).map(is_nifti).any(): typer.echo('NIfTI volumes name no patient and no study: they are called after their files')
     for line in urgent_in_words(found) + _with_care(found.slices): typer.echo(line)
     if found.slices.status.eq('ok').any(): typer.echo(found.about)
@@ -472,8 +480,8 @@ def _say_found(found, out):
 
 def _point_to_pictures(folder, slices):
     "Where nothing could be read and there are pictures, the command that reads them: the last thing said"
-    named = slices.path.astype(str).str.lower()
-    if slices.status.eq('ok').any() or not named.str.endswith(('.png', '.jpg', '.jpeg')).any(): return
+    pictures = slices.path.astype(str).str.lower().str.endswith(('.png', '.jpg', '.jpeg'))
+    if slices.status.eq('ok').any() or not pictures.any(): return
     typer.echo(f'next: ich predict --pictures {shlex.quote(str(folder))} reads the PNG and JPEG files in it', err=True)
 
 # %% ../nbs/04_cli.ipynb #dbb0fa97
@@ -807,7 +815,9 @@ def _kaggle_build(
     lacking = build_kernel(dest, user, model, recipe=recipe, wheels=wheels, resume=resume)
     typer.echo(f'kernels and data sets: {dest}')
     typer.echo(f'next: cd {dest}, then, as its README.md says:\n')
-    typer.echo((dest/'README.md').read_text(encoding='utf-8').split('```sh')[1].split('```')[0].strip())
+    written = (dest/'README.md').read_text(encoding='utf-8')
+    commands = written.split('```sh')[1].split('```')[0]
+    typer.echo(commands.strip())
     return _left_out((name, 'could not be fetched') for name in lacking)
 
 # %% ../nbs/04_cli.ipynb #6ac8b4cc

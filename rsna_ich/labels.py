@@ -225,7 +225,9 @@ def _binary(values, index, name, path):
     bad = np.flatnonzero(~((values == 0) | (values == 1)))
     if len(bad):
         found = a_few(f'{index[i]}_{name} {values[i]:g}' for i in bad.tolist())
-        raise InputError(path, f'{len(bad):,} labels are not 0 or 1: {found}')
+        between = ((values > 0) & (values < 1)).any()
+        hint = ' (predictions? are the two files swapped?)' if between else ''
+        raise InputError(path, f'{len(bad):,} labels are not 0 or 1: {found}{hint}')
     return values.astype(np.uint8)
 
 # %% ../nbs/01_labels.ipynb #c706e774

@@ -47,8 +47,9 @@ def overlay(
     "A slice with its heat map in orange"
     from PIL import Image
     grey = np.asarray(grey)
-    heat = Image.fromarray(np.asarray(heat, dtype=np.float32)).resize(grey.shape[::-1], Image.Resampling.BILINEAR)
-    share = strength*np.clip(np.asarray(heat), 0, 1)[..., None]
+    coarse = Image.fromarray(np.asarray(heat, dtype=np.float32))
+    heat = np.asarray(coarse.resize(grey.shape[::-1], Image.Resampling.BILINEAR))
+    share = strength*np.clip(heat, 0, 1)[..., None]
     return np.clip(grey[..., None]*(1-share) + share*_ORANGE, 0, 1)
 
 # %% ../../nbs/judge/05_browser.ipynb #e1e54b8a

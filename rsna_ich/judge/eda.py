@@ -1,4 +1,4 @@
-"""`ich eda FOLDER`: everything that there is to look at before training, as pictures and as one page
+"""`ich eda FOLDER`: everything worth a look before training, as pictures and as one page
 
 Docs: https://rsna-ich.github.io/rsna_ich/judge/eda.html.md"""
 

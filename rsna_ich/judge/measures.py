@@ -21,7 +21,7 @@ from fastcore.meta import delegates
 
 from ..core import InputError, a_few
 from ..data.folds import deal_patients
-from .truth import TRUTH, join_truth, read_truth, read_wide, study_table, unlabelled_rows, unread_rows
+from .truth import TRUTH, join_truth, read_truth, read_wide, studies_beside, study_table, unlabelled_rows, unread_rows
 from ..labels import SUBTYPES, read_table
 from ..metrics import (CLIP, WEIGHTS, bootstrap_interval, boundary_interval, column_auc, constant_prior,
                               expected_calibration_error, fit_temperature, logit, sensitivity_specificity)
@@ -229,9 +229,9 @@ def _decide(rows, threshold):
 
 # %% ../../nbs/judge/02_measures.ipynb #20d6a1cd
 def _studies_csv(source, studies):
-    "The six probabilities that `studies.csv` in the folder `source` gives to `studies`, or None where it speaks of other slices"
-    file = Path(source)/'studies.csv' if isinstance(source, (str, Path)) else Path()
-    table = read_table(file) if file.is_file() else pd.DataFrame()
+    "The six probabilities that the `studies.csv` beside predictions gives to `studies`, or None where it speaks of other slices"
+    file = studies_beside(source)
+    table = pd.DataFrame() if file is None else read_table(file)
     if not {'study_id', 'n_slices', *SUBTYPES} <= set(table.columns) or 'n_slices' not in studies: return None
     table = table.dropna(subset=['study_id', *SUBTYPES]).drop_duplicates('study_id')
     table = table.set_index('study_id').reindex(studies.study_id)

@@ -24,50 +24,78 @@ from ..predict.volume import slice_depths
 # %% ../../nbs/judge/11_outlines.ipynb #jol00006
 OUTLINE_FIGURES = ['scan', 'kind', 'dice', 'true_ml', 'found_ml']
 
-def _planes(bits): return {SUBTYPES[0]: bits > 0} | {name: (bits >> k & 1) > 0 for k,name in enumerate(SUBTYPES[1:])}
+def _planes(bits):
+    "A mask for any and for each kind, from bits"
+    planes = {name: (bits >> k & 1) > 0 for k,name in enumerate(SUBTYPES[1:])}
+    return {SUBTYPES[0]: bits > 0} | planes
 
+def _dice(true, own):
+    "Twice what both outline by the sum of what each does; NaN where neither outlines anything"
+    sides = true.sum() + own.sum()
+    return float(2*(true & own).sum()/sides) if sides else np.nan
+
+def _ml(mask, depths, pixel_mm):
+    "Millilitres of a mask, (n, h, w), on slices of these depths in mm"
+    mm2 = mask.sum((1, 2))*pixel_mm**2
+    return float(mm2@depths/1000)
+
+# %% ../../nbs/judge/11_outlines.ipynb #ba36f96c
 def compare_outlines(
     scan, # An `OutlinedScan`
     found # uint8 bits, (n, h, w), as `Segmenter.masks` gives them
 ) -> list: # A dict of OUTLINE_FIGURES for each of SUBTYPES
     "How well outlines agree with those of a scan"
     depths = slice_depths(len(found), scan.z_mm, scan.thickness_mm)
+    own = _planes(found)
     rows = []
     for name,true in _planes(scan.masks).items():
-        own = _planes(found)[name]
         use = np.ones(len(found), bool) if name == 'any' else scan.sure
-        both = 2*(own & true)[use].sum()
-        either = own[use].sum() + true[use].sum()
-        ml = [float(mask[use].sum((1, 2))@depths[use]*scan.pixel_mm**2/1000) for mask in (true, own)]
-        rows.append(dict(zip(OUTLINE_FIGURES, [scan.name, name, float(both/either) if either else np.nan, *ml])))
+        ml = [_ml(mask[use], depths[use], scan.pixel_mm) for mask in (true, own[name])]
+        figures = scan.name, name, _dice(true[use], own[name][use]), *ml
+        rows.append(dict(zip(OUTLINE_FIGURES, figures)))
     return rows
 
 # %% ../../nbs/judge/11_outlines.ipynb #jol00009
 def _interval(dice):
     "Low and high of the mean over scans; NaN where there are fewer than two"
     if len(dice) < 2: return np.nan, np.nan
-    return bootstrap_interval(lambda weights: np.average(dice, weights=weights), np.arange(len(dice)))
+    def mean(weights): return np.average(dice, weights=weights)
+    return bootstrap_interval(mean, np.arange(len(dice)))
+
+def _kind_row(own):
+    "The figures of one kind, from its rows of all scans"
+    has = own[own.true_ml > 0]
+    without = own[own.true_ml.eq(0)]
+    low,high = _interval(has.dice.to_numpy())
+    return dict(scans=len(has),
+                dice=has.dice.mean(),
+                low=low,
+                high=high,
+                error_ml=(has.found_ml - has.true_ml).abs().mean(),
+                false_ml=without.found_ml.mean())
 
 def summarise_outlines(
     table # As `judge_outlines` writes it
 ) -> pd.DataFrame: # A row for each of SUBTYPES: scans, dice and its interval, error_ml, false_ml
     "The figures of a set"
-    rows = {}
-    for kind in SUBTYPES:
-        own = table[table.kind.eq(kind)]
-        has = own[own.true_ml > 0]
-        error = (has.found_ml - has.true_ml).abs().mean()
-        low,high = _interval(has.dice.to_numpy())
-        rows[kind] = len(has), has.dice.mean(), low, high, error, own.found_ml[own.true_ml.eq(0)].mean()
-    return pd.DataFrame.from_dict(rows, 'index', columns=['scans', 'dice', 'low', 'high', 'error_ml', 'false_ml'])
+    rows = {kind: _kind_row(table[table.kind.eq(kind)]) for kind in SUBTYPES}
+    return pd.DataFrame.from_dict(rows, 'index')
 
+# %% ../../nbs/judge/11_outlines.ipynb #jol00010
 def _judged(file, segmenter):
     "Rows of one scan, and [path, reason] where it cannot be used"
     try: scan = read_outlined(file)
     except InputError as e: return [], [[str(e.path), e.reason]]
-    return compare_outlines(scan, segmenter.masks(scan.hu, (scan.pixel_mm,)*2)), []
+    masks = segmenter.masks(scan.hu, (scan.pixel_mm,)*2)
+    return compare_outlines(scan, masks), []
 
-# %% ../../nbs/judge/11_outlines.ipynb #jol00010
+def _write_csv(rows, columns, path):
+    "Rows as a table, whole or not at all; the table"
+    table = pd.DataFrame(rows, columns=columns)
+    with atomic_path(path) as p: table.round(3).to_csv(p, index=False)
+    return table
+
+# %% ../../nbs/judge/11_outlines.ipynb #84c39c8a
 def judge_outlines(
     folder, # A set with outlines, in one of `LAYOUTS`
     dest, # Folder of outlines.csv and left_out.csv
@@ -78,12 +106,12 @@ def judge_outlines(
     segmenter = segmenter or shipped_segmenter()
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
-    journal = Journal(dest/'finished.jsonl', [files_stamp([path for file in files for path in (file.scan, file.mask)]), segmenter.config])
+    paths = [path for file in files for path in (file.scan, file.mask)]
+    journal = Journal(dest/'finished.jsonl', [files_stamp(paths), segmenter.config])
     for k,file in enumerate(progress(files, desc='judge', unit='scan')):
         if k >= len(journal.entries): journal.add(_judged(file, segmenter))
-    table = pd.DataFrame([row for rows,_ in journal.entries for row in rows], columns=OUTLINE_FIGURES)
     lost += [line for _,lines in journal.entries for line in lines]
-    with atomic_path(dest/'outlines.csv') as p: table.round(3).to_csv(p, index=False)
-    with atomic_path(dest/'left_out.csv') as p: pd.DataFrame(lost, columns=['path', 'reason']).to_csv(p, index=False)
+    table = _write_csv([row for rows,_ in journal.entries for row in rows], OUTLINE_FIGURES, dest/'outlines.csv')
+    _write_csv(lost, ['path', 'reason'], dest/'left_out.csv')
     (dest/'finished.jsonl').unlink()
     return summarise_outlines(table)

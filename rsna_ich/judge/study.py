@@ -43,7 +43,8 @@ class Study:
         read = found.slices[found.slices.study_id.eq(study_id) & found.slices.status.eq('ok')]
         if not len(read): raise InputError(study_id, 'nothing of this study could be read')
         longest = read.series_id.value_counts().index[0]
-        rows = found.rows(read[read.series_id.eq(longest)].sort_values('slice_index', kind='stable').index)
+        in_order = read[read.series_id.eq(longest)].sort_values('slice_index', kind='stable')
+        rows = found.rows(in_order.index)
         pictures = pd.Series(found.pictures(rows.index), rows.index)
         shapes = pictures.map(lambda picture: getattr(picture, 'shape', None))
         usual = shapes.dropna().mode()[0] # a series may hold a picture of another size
@@ -54,7 +55,10 @@ class Study:
 
     def __len__(self): return len(self.hu)
 
-    def __repr__(self): return f'Study({self.study_id}: {len(self)} slices of {self.hu.shape[1]} x {self.hu.shape[2]}, {int(self.rows.positive.sum())} called positive)'
+    def __repr__(self):
+        rows,cols = self.hu.shape[1:]
+        positive = int(self.rows.positive.sum())
+        return f'Study({self.study_id}: {len(self)} slices of {rows} x {cols}, {positive} called positive)'
 
 # %% ../../nbs/judge/10_study.ipynb #788b4e6e
 def load_study(
@@ -67,7 +71,8 @@ def load_study(
     found = predictor.predict(folder, n_jobs=1)
     names = found.studies.study_id.tolist()
     if study_id is not None and study_id not in names: raise InputError(folder, f'no study {study_id!r}; there are {a_few(names)}')
-    if not found.studies.n_slices.any(): raise InputError(folder, f'no slice could be read: {a_few(found.left_out.reason.unique(), 2)}')
+    reasons = a_few(found.left_out.reason.unique(), 2)
+    if not found.studies.n_slices.any(): raise InputError(folder, f'no slice could be read: {reasons}')
     return Study(found, predictor, study_id or names[0])
 
 # %% ../../nbs/judge/10_study.ipynb #09d96563
@@ -79,10 +84,10 @@ def probabilities(self:Study):
 @patch(as_prop=True)
 def maps(self:Study):
     "What the networks point out, (n, h, w) between 0 and 1; zeros where no map is drawn"
-    if self._maps is None:
+    if self._maps is None and draws_maps(self.predictor):
         z = self.rows.z_mm.to_numpy('float64', na_value=np.nan)
-        drawn = draws_maps(self.predictor)
-        self._maps = point_out(self.predictor, self.hu, None, z, pixel_mm(self.rows)) if drawn else np.zeros(self.hu.shape, 'float32')
+        self._maps = point_out(self.predictor, self.hu, None, z, pixel_mm(self.rows))
+    if self._maps is None: self._maps = np.zeros(self.hu.shape, 'float32')
     return self._maps
 
 @patch
@@ -130,7 +135,8 @@ def _ask_segmenter(self:Study):
 def outlines(self:Study):
     "Blood as it was outlined, (n, h, w), 0 or 1; nothing on slices that are not called positive"
     masks = self._ask_segmenter().masks
-    drawn = [unpack_mask(masks[label]) > 0 if label in masks else np.zeros(self.hu.shape[1:]) for label in self.rows.index]
+    nothing = np.zeros(self.hu.shape[1:], 'uint8')
+    drawn = [unpack_mask(masks[label]) > 0 if label in masks else nothing for label in self.rows.index]
     return np.stack(drawn).astype('uint8')
 
 @patch(as_prop=True)
@@ -143,7 +149,14 @@ def ml(self:Study):
 def pointed_out(self:Study):
     "The maps where slices are called positive, each as a share of its highest value, (n, h, w); elsewhere 0"
     called = self.rows.positive.eq(1).fillna(False).to_numpy(bool)[:, None, None]
-    return np.where(called, self.maps/np.maximum(self.maps.max((1, 2), keepdims=True), 1e-9), 0).astype('float32')
+    highest = self.maps.max((1, 2), keepdims=True)
+    shares = self.maps/np.maximum(highest, 1e-9)
+    return np.where(called, shares, 0).astype('float32')
+
+def _scroller_caption(row):
+    "What is said of one slice below it"
+    called = ', called positive' if row.positive == 1 else ''
+    return f'any {row["any"]:.2f}{called}, {Path(str(row.path)).name}'
 
 @patch
 def scroll(self:Study,
@@ -152,7 +165,7 @@ def scroll(self:Study,
     opacity:float=.35 # Of map and overlays
 ) -> SliceScroller:
     "The series with sliders for slice and window, and over it what is pointed out, where the network draws a map, and the outlined blood, where there is any"
-    captions = [f'any {row["any"]:.2f}{", called positive" if row.positive == 1 else ""}, {Path(str(row.path)).name}' for _,row in self.rows.iterrows()]
+    captions = [_scroller_caption(row) for _,row in self.rows.iterrows()]
     own = {'pointed out': self.pointed_out} if draws_maps(self.predictor) else {}
     if self.outlines.any(): own['outlined blood'] = self.outlines.astype('float32')
     return SliceScroller(self.hu, window, captions, overlays=own | (overlays or {}), opacity=opacity)
@@ -175,17 +188,20 @@ def volume(self:Study,
     opacity:float=.5 # Of the mask
 ): # A NiiVue widget
     "The series as a volume with a mask, or what is pointed out, in it"
-    return volume_view(self.hu, self.spacing, window, mask=self.pointed_out if mask is None else mask, opacity=opacity)
+    mask = self.pointed_out if mask is None else mask
+    return volume_view(self.hu, self.spacing, window, mask=mask, opacity=opacity)
 
 # %% ../../nbs/judge/10_study.ipynb #5246f410
 @patch
 def _repr_html_(self:Study):
+    "The three most suspicious slices, and which model says so"
     import base64, io
     worst = np.argsort(-self.rows['any'].to_numpy('float64'), kind='stable')[:3]
     with io.BytesIO() as f:
         self.show(worst, 3).savefig(f, format='png')
         data = base64.b64encode(f.getvalue()).decode()
-    return f'<p><b>{escape(repr(self))}</b></p><img alt="its most suspicious slices" src="data:image/png;base64,{data}"><p>{escape(self.found.about)}</p>'
+    shown = f'<img alt="its most suspicious slices" src="data:image/png;base64,{data}">'
+    return f'<p><b>{escape(repr(self))}</b></p>{shown}<p>{escape(self.found.about)}</p>'
 
 # %% ../../nbs/judge/10_study.ipynb #19f99105
 TAGS = ['Manufacturer', 'Rows', 'Columns', 'PixelSpacing', 'SliceThickness', 'BitsStored', 'PixelRepresentation', 'RescaleSlope', 'RescaleIntercept',
@@ -206,7 +222,9 @@ def _ways(hu):
     "A slice through all HU, through the brain window, and as a network's channels, by title"
     brain = f'brain window, {BRAIN.center:g}/{BRAIN.width:g}'
     channels = np.moveaxis(get_windowing('bsb')(hu), 0, -1)
-    return {f'HU, {_range(hu)}': apply_window(hu, Window(0, 2000)), brain: apply_window(hu, BRAIN), 'brain, subdural, bone as colours': channels}
+    return {f'HU, {_range(hu)}': apply_window(hu, Window(0, 2000)),
+            brain: apply_window(hu, BRAIN),
+            'brain, subdural, bone as colours': channels}
 
 def show_slice(
     path, # A DICOM file
@@ -224,7 +242,8 @@ def show_slice(
     for ax in (*pictures, text): ax.axis('off')
     lines = [f'{name}: {value[:40]}' for name,value in slice_tags(path).items()]
     text.text(0, 1, '\n'.join(lines), va='top', fontsize=8, family='monospace', transform=text.transAxes)
-    fig.suptitle(Path(path).name + (f': {", ".join(labels)}' if labels else ''), fontsize=10)
+    seen = f': {", ".join(labels)}' if labels else ''
+    fig.suptitle(f'{Path(path).name}{seen}', fontsize=10)
     return fig
 
 # %% ../../nbs/judge/10_study.ipynb #ed68a371

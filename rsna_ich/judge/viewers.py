@@ -46,16 +46,19 @@ def _png(x):
     "A picture between 0 and 1 as the bytes of a file"
     from PIL import Image as Picture
     with io.BytesIO() as f:
-        Picture.fromarray((x*255).round().astype(np.uint8)).save(f, format='PNG')
+        greys = (x*255).round().astype(np.uint8)
+        Picture.fromarray(greys).save(f, format='PNG')
         return f.getvalue()
 
 def _checked(hu, overlays):
     "A series and what lies over it as arrays; ValueError where their shapes differ"
     hu = np.asarray(hu)
     if hu.ndim != 3 or not len(hu): raise ValueError(f'slices to scroll through are (n, H, W), not {hu.shape}')
-    over = {name: np.asarray(values) for name,values in (overlays or {}).items()}
-    for name,values in over.items():
-        if values.shape != hu.shape: raise ValueError(f'the overlay {name!r} is {values.shape}, the slices are {hu.shape}')
+    over = {}
+    for name,values in (overlays or {}).items():
+        over[name] = np.asarray(values)
+        shape = over[name].shape
+        if shape != hu.shape: raise ValueError(f'the overlay {name!r} is {shape}, the slices are {hu.shape}')
     return hu, over
 
 # %% ../../nbs/judge/07_viewers.ipynb #c94aa65e
@@ -82,9 +85,11 @@ class SliceScroller:
         self.opacity = widgets.FloatSlider(opacity, min=0, max=1, step=.05, description='opacity', layout=wide)
         self.image = widgets.Image(format='png', width=size)
         self.caption = widgets.Label()
-        over = [widgets.HBox(list(self.shown.values())), self.opacity] if self.shown else []
+        boxes = list(self.shown.values())
+        over = [widgets.HBox(boxes), self.opacity] if boxes else []
         self.box = widgets.VBox([self.image, self.caption, self.index, self.center, self.width, self.preset, *over])
-        for moved in (self.index, self.center, self.width, self.opacity, *self.shown.values()): moved.observe(self._draw, 'value')
+        moved = self.index, self.center, self.width, self.opacity, *boxes
+        for widget in moved: widget.observe(self._draw, 'value')
         self.preset.observe(self._choose, 'value')
         self._draw()
 
@@ -104,9 +109,12 @@ def _draw(self:SliceScroller, change=None):
     "The slice as the sliders say"
     i = self.index.value
     grey = apply_window(self.hu[i], self.window)
-    over = [values[i] if self.shown[name].value else np.zeros(grey.shape) for name,values in self.overlays.items()]
-    self.image.value = _png(laid_over(grey, over, self.opacity.value) if over else grey)
-    self.caption.value = f'{i+1} of {len(self.hu)}' + (f': {self.captions[i]}' if self.captions is not None else '')
+    nothing = np.zeros(grey.shape)
+    over = [values[i] if self.shown[name].value else nothing for name,values in self.overlays.items()]
+    picture = laid_over(grey, over, self.opacity.value) if over else grey
+    said = '' if self.captions is None else f': {self.captions[i]}'
+    self.image.value = _png(picture)
+    self.caption.value = f'{i+1} of {len(self.hu)}{said}'
 
 # %% ../../nbs/judge/07_viewers.ipynb #759be7f0
 def write_volume(
@@ -134,9 +142,11 @@ def volume_view(
     hu,over = _checked(hu, {} if mask is None else dict(mask=mask))
     window = Window(*window)
     folder = Path(tempfile.mkdtemp(prefix='rsna_ich-'))
-    volumes = [dict(path=str(write_volume(hu, folder/'volume.nii.gz', spacing)), name='head', colormap='gray', cal_min=window.low, cal_max=window.high)]
+    path = write_volume(hu, folder/'volume.nii.gz', spacing)
+    volumes = [dict(path=str(path), name='head', colormap='gray', cal_min=window.low, cal_max=window.high)]
     for name,values in over.items():
-        path = write_volume((values*MASK_STEPS).round(), folder/f'{name}.nii.gz', spacing)
+        steps = (values*MASK_STEPS).round()
+        path = write_volume(steps, folder/f'{name}.nii.gz', spacing)
         volumes.append(dict(path=str(path), name=name, colormap='warm', cal_min=1, cal_max=MASK_STEPS, opacity=opacity))
     view = niivue.NiiVue(height=height)
     view.load_volumes(volumes)

@@ -210,6 +210,7 @@ def vector(
     "Numbers as a float tensor"
     return torch.as_tensor(np.asarray(numbers, dtype='float32'))
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #2566c489
 def ellipsoid(
     q, # Points in mm, (..., 3)
     centre, # mm, (3,)
@@ -236,6 +237,7 @@ def capsule(
     share = share.clamp(0, 1)[..., None]
     return (away - share*along).norm(dim=-1)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #8639eacf
 def paint(
     hu, # HU before
     mask, # 0 to 1, how much of each point is covered
@@ -348,6 +350,7 @@ def _warp(self:Head, length, low, high):
     field = smooth_noise(self.rng, self.q, length, 3)
     return _channel_last(field)*self.uniform(low, high)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #274b91e7
 @patch
 def _pose(self:Head, points, nod):
     "The points as the atlas knows them: turned, scaled and moved as this patient is"
@@ -443,6 +446,7 @@ def _fill_rim(head:Head, tissue):
     near = sigmoid((reach - head.depth)/1.5)*head.uniform(.4, 1)
     return tissue + (1 - tissue)*near*head.under_table*head.above_base
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #87f81a8e
 def _close_behind(head:Head, tissue):
     "`tissue`, in eight brains of ten with hardly any fluid between the hemispheres behind and above the corpus callosum, where cortex lies against the falx"
     if not head.chance(.8): return tissue
@@ -567,6 +571,7 @@ def _add_tentorium(head, dura):
     brightness = head.uniform(.3, 1)
     head.hu = paint(head.hu, sheet*there*brightness, dura)
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #b7721e70
 def _add_sagittal_sinus(head, vein):
     "The vein along the upper edge of the falx, three-sided in a cross-section"
     x,y,z = head.xyz
@@ -641,6 +646,7 @@ def _blend(a, b, mm):
     fillet = mm*share*(1-share)
     return b + (a-b)*share - fillet
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #bd4a5988
 def _face(head):
     "mm outside face, nose and neck"
     q = head.skull_q

@@ -61,6 +61,7 @@ def grain(
     mm = inwards*float(np.mean(radii))
     _calcify(head, near, sigmoid(mm/.5), hu)
 
+# %% ../../nbs/simulate/03_disease.ipynb #4733b5e3
 def _calcify(head, near, mask, hu):
     "Paint calcium of `hu` over the points `near` where `mask` (0 to 1); what is denser stays"
     before = head.hu[near]
@@ -106,6 +107,7 @@ def _draw_beside(head, side, *ranges):
     x,y,z = _draw_point(head, *ranges)
     return side*x,y,z
 
+# %% ../../nbs/simulate/03_disease.ipynb #a4bfde5a
 def _calcify_choroid(head):
     "The choroid plexus where the lateral ventricles bend down, on both sides or one; now and then down to the temporal horn"
     if not has_calcium(head, 'choroid'): return
@@ -131,6 +133,7 @@ def _calcify_ganglia(head):
         size = head.uniform(.6, 1.2)
         grain(head, (side*x, y, z), radii*size, hu*head.uniform(.8, 1.2))
 
+# %% ../../nbs/simulate/03_disease.ipynb #b2e8cffb
 def _calcify_dentate(head):
     "Dentate nuclei of the cerebellum"
     if not has_calcium(head, 'dentate'): return
@@ -179,6 +182,7 @@ def _calcify_siphons(head):
         radius = head.uniform(.6, 1.8)
         strand(head, start, end, radius, head.uniform(120, 700))
 
+# %% ../../nbs/simulate/03_disease.ipynb #fda39c70
 def _calcify_vertebrals(head):
     "The vertebral arteries below the skull"
     if not has_calcium(head, 'vertebral'): return
@@ -189,6 +193,7 @@ def _calcify_vertebrals(head):
         radius = head.uniform(.5, 1.4)
         strand(head, start, end, radius, head.uniform(100, 500))
 
+# %% ../../nbs/simulate/03_disease.ipynb #8f0fef78
 def _calcify_somewhere(head):
     "A granuloma, anywhere in the brain"
     if not has_calcium(head, 'granuloma'): return
@@ -322,6 +327,7 @@ def push(self:Tumour, head):
         above = z > -25
         if lateral and above: self.shift(head, radius*.8, 1 if x > 0 else -1)
 
+# %% ../../nbs/simulate/03_disease.ipynb #7e13cbda
 @patch
 def _distance(self:Tumour, head, centre, radius):
     "From the centre of a focus, 1 at its uneven edge"
@@ -329,6 +335,7 @@ def _distance(self:Tumour, head, centre, radius):
     r = ellipsoid(head.q, centre, radii)
     return r + .15*self.noise(head, radius+4)
 
+# %% ../../nbs/simulate/03_disease.ipynb #c3bc324c
 @patch
 def fill(self:Tumour, head):
     "Oedema in the white matter, and the mass itself"
@@ -349,6 +356,7 @@ def _oedema(self:Tumour, head, r, radius):
     dark = head.hu.clamp(max=self.uniform(14, 24))
     head.hu = paint(head.hu, area, dark)
 
+# %% ../../nbs/simulate/03_disease.ipynb #0a0900ec
 @patch
 def _mass(self:Tumour, head, r):
     "HU of the mass: solid, or a ring round a dark middle"

@@ -136,6 +136,7 @@ def _lean(mask):
     is_long = size[1] > 1.2*size[0]
     return angle if is_long and abs(angle) < 30 else 0.
 
+# %% ../../nbs/simulate/14_paint.ipynb #8f6e9210
 def _turn(degrees):
     "The matrix that turns (down, across)"
     angle = np.radians(degrees)
@@ -143,6 +144,7 @@ def _turn(degrees):
     sin = np.sin(angle)
     return np.array([[cos, -sin], [sin, cos]])
 
+# %% ../../nbs/simulate/14_paint.ipynb #03296f0d
 def _at_base(hu, inside, pixel):
     "Is it a section through the skull base? Above it there is hardly anything but bone between brain and air"
     smooth = _smoothed(hu, 1/pixel)
@@ -185,6 +187,7 @@ def _agreement(soft, pixel, outline, section):
     stretch = (abs(np.log(ratio)) - .06).clip(0).sum()
     return Place(z, tilt, tuple(outline.middle), tuple(there), tuple(scale), outline.angle, float(alike - stretch))
 
+# %% ../../nbs/simulate/14_paint.ipynb #8f7bc484
 def locate(
     hu, # HU, (h, w)
     inside, # From `find_inside`
@@ -235,6 +238,7 @@ def measure_noise(
     power = np.fft.rfft2(correlation*_taper(double)).real
     return SliceNoise(sd, np.sqrt(power.clip(0)))
 
+# %% ../../nbs/simulate/14_paint.ipynb #050e4b82
 def _products(field, shape):
     "The sum of products of `field` with itself at each lag, on a grid of `shape`"
     spectrum = np.fft.rfft2(field, shape)
@@ -472,6 +476,7 @@ class _Drawn(NamedTuple):
     smooth: np.ndarray # that, smoothed
     base: np.ndarray # that, with sulci pressed shut
 
+# %% ../../nbs/simulate/14_paint.ipynb #3ac87ab7
 def _draw(canvas, bleeds, rng):
     "Let bleeds push and fill"
     head = RealHead(canvas, rng)
@@ -483,6 +488,7 @@ def _draw(canvas, bleeds, rng):
     for bleed in bleeds: bleed.fill(head)
     return _Drawn(head, moved, smooth, base.mean(0).numpy() + canvas.level)
 
+# %% ../../nbs/simulate/14_paint.ipynb #ceca82b6
 def _sulci_shut(head, hu):
     "`hu` with cortex in place of fluid where sulci are pressed shut"
     not_ventricle = 1 - head.ventricle
@@ -490,6 +496,7 @@ def _sulci_shut(head, hu):
     missing = (BRAIN_HU + 3 - hu).clamp(min=0)
     return hu + shut*missing
 
+# %% ../../nbs/simulate/14_paint.ipynb #6f1d72fd
 def _cover(head):
     "Which share of each pixel blood covers"
     blood = list(getattr(head, 'blood', {}).values())
@@ -575,6 +582,7 @@ def _filling(canvas, drawn, kind, rng):
     hu = canvas.level + rng.uniform(low, high)
     return hu + 0*drawn.smooth
 
+# %% ../../nbs/simulate/14_paint.ipynb #6af24695
 def edit_harmless(
     canvas:Canvas, # That is paintable
     seed:int, # The same seed, the same edit
@@ -592,6 +600,7 @@ def edit_harmless(
     change = drawn.base - drawn.smooth + cover*(filling - drawn.base)
     return _without_blood(_composed(canvas, rng, drawn, change, cover))
 
+# %% ../../nbs/simulate/14_paint.ipynb #46a28303
 def _without_blood(hu):
     "A `Painted` that holds no blood"
     labels = np.zeros(len(SUBTYPES), 'uint8')
@@ -616,6 +625,7 @@ def trace_features(
     edges = np.quantile(steep, [.1, .5, .9, .99])
     return np.r_[np.log(strength + .1), evenness, grain, edges]
 
+# %% ../../nbs/simulate/14_paint.ipynb #cdbe33a5
 def _block_power(rest, inside, pixels):
     "Mean square of the residual in each block of so many pixels that lies inside; one 0 where none does"
     size = max(2, round(pixels))

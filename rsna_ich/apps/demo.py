@@ -136,7 +136,7 @@ def run_demo(
     recipe='ours-tuned', # A name of RECIPES, or a `Recipe`
     slices:int=16, # A patient at most; more patients teach more than more slices
     size:int=512, # Rows and columns of a slice
-    hospital:str='any', # Where the patients are scanned, a name of `competition.HOSPITALS`
+    hospital:str='rings', # Where the patients are scanned, a name of `competition.HOSPITALS`
     n_jobs:int=2, # Processes
     say=print # Called with a line after each step
 ) -> dict: # Paths `submission`, `report`, `bundle`, and the `evaluation`

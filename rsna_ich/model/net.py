@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from .. import __version__
-from .bundle import POOLS, check_config, default_bundle, find_bundle, read_config
+from .bundle import POOLS, check_config, default_bundle, find_bundle, read_config, read_tensors
 from ..core import DISCLAIMER, InputError, atomic_path
 from ..data.windowing import CHANNELS
 from ..labels import SUBTYPES
@@ -268,13 +268,6 @@ def save_bundle(
     return Path(dest)
 
 # %% ../../nbs/model/02_net.ipynb #8fc7f22f
-def _read_weights(file):
-    "The tensors of a safetensors file, or an `InputError`"
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    try: return load_file(file)
-    except (SafetensorError, ValueError) as e: raise InputError(file, f'not a safetensors file: {e}') from None
-
 def _described(path, config):
     "The untrained model that a description means, or an `InputError`"
     try: return SliceModel(config['backbone'], config['channels'], pool=config.get('pool', 'avg'))
@@ -295,7 +288,7 @@ def load_bundle(
     "A trained model; refuses what does not match its own description, and never unpickles"
     config = read_config(path)
     file = Path(path)/'model.safetensors'
-    state = _read_weights(file)
+    state = read_tensors(file)
     model = _described(path, config)
     ours = model.state_dict()
     if wrong := _differing(ours, state):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core import InputError
 from ..labels import SUBTYPES
-from .bundle import read_config
+from .bundle import read_config, read_tensors
 from .series import N_GEOMETRY, N_LOGITS, model_features
 
 # %% ../../nbs/model/05_sequence.ipynb #3cfd33a4
@@ -195,20 +195,13 @@ def apply_sequence(
     return np.asarray(logits, dtype='float64') + change
 
 # %% ../../nbs/model/05_sequence.ipynb #d502a4ad
-def _read_tensors(file):
-    "The tensors of a safetensors file, or an `InputError`"
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-    try: return load_file(file)
-    except (SafetensorError, ValueError) as e: raise InputError(file, f'not a safetensors file: {e}') from None
-
 def load_sequence(
     bundle # A bundle's folder
 ): # `SequenceModel` or `SequenceMean` in evaluation mode, or None where the bundle has none
     "The second stage of a bundle; raises `InputError`"
     file = Path(bundle)/'sequence.safetensors'
     if not file.is_file(): return None
-    state = _read_tensors(file)
+    state = read_tensors(file)
     try:
         model = new_sequence(read_config(bundle)['second_stage']['network'])
         model.load_state_dict(state)

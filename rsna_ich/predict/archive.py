@@ -28,7 +28,8 @@ def portions(
     most:int=PORTION_SLICES # Slices after which the next study begins a new portion
 ) -> list: # Of arrays of row positions; together all rows, in their order
     "Whole studies of a slices table, about `most` slices together"
-    parts,size = [[]],0
+    parts = [[]]
+    size = 0
     for rows in table.groupby('study_id', sort=False, dropna=False).indices.values():
         if size and size + len(rows) > most:
             parts.append([])
@@ -78,12 +79,14 @@ def _handed_out(predictor, table, parts, journals, key, n_jobs):
 
 def _again_where_killed(predictor, table, parts, journals, key, n_jobs):
     "As `_handed_out`, going on with new workers when one is killed"
-    done,tries = 0,0
+    done = 0 # portions
+    tries = 0
     while done < len(parts):
         try:
             for found in _handed_out(predictor, table, parts[done:], journals[done:], key, n_jobs):
                 yield found
-                done,tries = done + 1, 0
+                done += 1
+                tries = 0
         except BrokenExecutor as e:
             tries += 1
             if tries == TRIES: raise InputError(journals[done] or 'prediction', f'workers were killed {TRIES} times (is there memory enough? fewer jobs need less): what is finished is kept') from e

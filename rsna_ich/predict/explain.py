@@ -184,7 +184,8 @@ def _on_grid(features, body):
 def _tokens_on_grid(tokens, body):
     "As `_on_grid`, of a transformer; the class token stands before the others"
     import torch
-    before,places = tokens[:, :body.num_prefix_tokens], tokens[:, body.num_prefix_tokens:]
+    before = tokens[:, :body.num_prefix_tokens]
+    places = tokens[:, body.num_prefix_tokens:]
     grid = places.movedim(2, 1).unflatten(2, body.patch_embed.grid_size)
     return grid, lambda grid: torch.cat([before, grid.flatten(2).movedim(1, 2)], 1)
 

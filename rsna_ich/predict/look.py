@@ -46,7 +46,9 @@ def of_dicom(self:Predictions):
 
 # %% ../../nbs/predict/04_look.ipynb #d877b93a
 IN_A_FIGURE = 28 # slices on one figure unless told
-_POSITIVE,_OTHER,_BLOOD = '#b85c00','#57606a','#57b5e8'
+_POSITIVE = '#b85c00'
+_OTHER = '#57606a'
+_BLOOD = '#57b5e8'
 
 def _show_row(ax, row, hu, window, mask=None):
     "One slice with its probability and what is outlined on it, or why it cannot be shown"

@@ -94,13 +94,15 @@ def choose_backend(
     if backend == 'onnx' and str(device) != 'cpu':
         raise InputError(bundle, f"the ONNX backend computes on the processor, not on {device!r}: use backend='torch'")
     if backend == 'onnx' and not there: raise InputError(bundle, 'onnxruntime is not installed')
-    if backend == 'onnx' and not has_onnx(bundle): raise InputError(bundle, 'it has no model.onnx for each of its stages: onnx_export.export_onnx writes them')
+    if backend == 'onnx' and not has_onnx(bundle): raise InputError(bundle, 'it has no model.onnx for each of its stages: rsna_ich.predict.onnx.export_onnx writes them')
     return backend
 
 # %% ../../nbs/predict/02_member.ipynb #015cf705
 class _TorchSlices:
     "As `onnx.SlicePlan`, on torch, for tensors on the model's device"
-    def __init__(self, model): self.model,self.draws = model,model.pool == 'map'
+    def __init__(self, model):
+        self.model = model
+        self.draws = model.pool == 'map'
 
     def __call__(self, windows):
         import torch
@@ -143,7 +145,9 @@ class Member:
         bs:int=32, # Slices a batch
         threads:int|None=None # That share a series on ONNX Runtime; as many as there are cores unless given
     ):
-        self.bundle,self.device,self.bs = Path(bundle),device,bs
+        self.bundle = Path(bundle)
+        self.device = device
+        self.bs = bs
         _check_windowing(bundle, read_config(bundle)['windowing'])
         self.backend = choose_backend(bundle, device, backend)
         self.threads = 1 if self.backend == 'torch' else threads or cores()

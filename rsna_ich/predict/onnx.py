@@ -33,9 +33,9 @@ def safetensors_layout(
         head = json.loads(text)
         head.pop('__metadata__', None)
         table = {}
-        for k,o in head.items():
-            first,end = o['data_offsets']
-            table[k] = _KINDS[o['dtype']],tuple(o['shape']),8 + size + first,end - first
+        for k,entry in head.items():
+            first,end = entry['data_offsets']
+            table[k] = _KINDS[entry['dtype']],tuple(entry['shape']),8 + size + first,end - first
         lacking = max((at + n for _,_,at,n in table.values()), default=0) - Path(path).stat().st_size
         if lacking > 0: raise ValueError(f'cut short, {lacking:,} bytes are missing')
     except (OSError, ValueError, KeyError, struct.error) as e: raise InputError(path, f'not a safetensors file: {e}') from None
@@ -54,7 +54,7 @@ def _trace(network, example, names, free):
     with warnings.catch_warnings(), patch('timm.layers.padding.get_same_padding', _same_padding), torch.inference_mode():
         warnings.simplefilter('ignore') # torch recommends its newer exporter, which takes 15 times as long and needs one more package
         torch.onnx.export(network, (example,), file, dynamo=False, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
-                          input_names=names[:1], output_names=names[1:], dynamic_axes={o: {0: free} for o in names}, opset_version=17)
+                          input_names=names[:1], output_names=names[1:], dynamic_axes={name: {0: free} for name in names}, opset_version=17)
     return onnx.load_from_string(file.getvalue())
 
 def _point_to(graph, table, location):
@@ -71,8 +71,8 @@ def _point_to(graph, table, location):
         for k,v in dict(location=location, offset=at, length=n).items(): stored.external_data.add(key=k, value=str(v))
         weights.append(stored)
         if stored.name != t.name: casts.append(helper.make_node('Cast', [stored.name], [t.name], to=t.data_type))
-    nodes = casts + [NodeProto.FromString(o.SerializeToString()) for o in graph.node]
-    for o in nodes: o.ClearField('doc_string')
+    nodes = casts + [NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+    for node in nodes: node.ClearField('doc_string')
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(weights)
     graph.node.extend(nodes)
@@ -127,8 +127,8 @@ def _export_slices(bundle, model, config):
     table,fingerprint = safetensors_layout(bundle/'model.safetensors')
     plan = _trace(both, x[0], ['windows', 'logits', 'embedding', 'map'][:4 if model.pool == 'map' else 3], 'slices')
     _point_to(plan.graph, table, 'model.safetensors')
-    with torch.inference_mode(): wanted = [[o.numpy() for o in both(o)] for o in x]
-    return _keep_if_equal(plan, bundle/'model.onnx', fingerprint, [o.numpy() for o in x], wanted)
+    with torch.inference_mode(): wanted = [[output.numpy() for output in both(batch)] for batch in x]
+    return _keep_if_equal(plan, bundle/'model.onnx', fingerprint, [batch.numpy() for batch in x], wanted)
 
 def _export_sequence(bundle, model):
     "The second stage as `sequence.onnx`"
@@ -141,8 +141,8 @@ def _export_sequence(bundle, model):
     width = N_LOGITS + N_GEOMETRY*model.network['geometry'] + model.network['embedding']
     x = [torch.rand(n, width, generator=make)*2 - 1 for n in (5, 1, 60)]
     plan = _trace(alone, x[0], ['features', 'change'], 'slices')
-    with torch.inference_mode(): wanted = [[alone(o).numpy()] for o in x]
-    return _keep_if_equal(plan, bundle/'sequence.onnx', _digest(bundle/'sequence.safetensors'), [o.numpy() for o in x], wanted)
+    with torch.inference_mode(): wanted = [[alone(batch).numpy()] for batch in x]
+    return _keep_if_equal(plan, bundle/'sequence.onnx', _digest(bundle/'sequence.safetensors'), [batch.numpy() for batch in x], wanted)
 
 def _digest(file): return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
@@ -188,7 +188,8 @@ def load_onnx(
     threads:int|None=None # Processor threads; ONNX Runtime's choice unless given
 ) -> tuple: # A `SlicePlan`; a function of a series' features (n, F) to changes (n, 6), or None; the description
     "Both stages of a bundle as functions of float32 arrays; refuses what does not match its own description"
-    bundle,config = Path(bundle),read_config(bundle)
+    bundle = Path(bundle)
+    config = read_config(bundle)
     fingerprint = safetensors_layout(bundle/'model.safetensors')[1] # first, since the plan's weights are in there
     slices = _session(bundle/'model.onnx', threads)
     _check_session(slices, bundle/'model.onnx', fingerprint, [config[k] for k in ('channels', 'size', 'size')], (2, 3))

@@ -119,7 +119,8 @@ class Predictor:
 @patch
 def _load(self:Predictor):
     "Load the members, and take the options as they fit them"
-    given,found = self.options,read_members(self.bundle)
+    given = self.options
+    found = read_members(self.bundle)
     self.members = [Member(member, given['device'], given['backend'], given['bs'], given['threads']) for member,_ in found]
     self.weights = [weight for _,weight in found]
     self.config = self.members[0].config if len(found) == 1 else read_ensemble(self.bundle)
@@ -267,7 +268,8 @@ def prepared(self:Predictor,
     pixel_mm=None # Of a row and a column, mm, where known
 ): # Iterator of (member, its int16 HU (n, size, size), the `Box` they were cropped to)
     "The series as each member sees it"
-    boxes,small = {},{}
+    boxes = {}
+    small = {}
     for member in self.members:
         rule = member.config.get('crop', True), member.config.get('crop_rule', 1)
         size = member.config['store_size']

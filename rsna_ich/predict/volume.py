@@ -27,7 +27,8 @@ def slice_depths(
     thickness_mm=None # Of each slice, mm, (n,) or a number, where known
 ) -> np.ndarray: # mm, (n,)
     "How much depth each slice of a series stands for; raises `ValueError` where neither positions nor thickness are known"
-    z,thickness = _known(z_mm, n), _known(thickness_mm, n)
+    z = _known(z_mm, n)
+    thickness = _known(thickness_mm, n)
     if z is None or np.ptp(z) == 0:
         if thickness is None: raise ValueError('a volume needs the positions of the slices, or their thickness')
         return thickness
@@ -73,7 +74,8 @@ def diameters_mm(
     return float(extents[k]), float(extents[across])
 
 # %% ../../nbs/predict/05_volume.ipynb #8a02718f
-WHOLE,HALF = .75,.25 # of the largest slice's area, from which a slice counts whole or half (Kothari and others, 1996)
+WHOLE = .75 # of the largest slice's area, from which a slice counts whole (Kothari and others, 1996)
+HALF = .25 # likewise, from which it counts half
 
 def abc2_ml(
     mask, # bool, (slices, h, w)
@@ -104,6 +106,6 @@ def measure_masks(
     rows = {}
     for name,mask in _planes(np.asarray(masks)):
         there = mask[mask.any((1, 2))]
-        largest = max((diameters_mm(o, pixel_mm)[0] for o in there), default=0.)
+        largest = max((diameters_mm(plane, pixel_mm)[0] for plane in there), default=0.)
         rows[name] = ml[name], abc2_ml(mask, pixel_mm, z_mm, thickness_mm), largest, len(there)
     return pd.DataFrame.from_dict(rows, 'index', columns=VOLUME_MEASURES)

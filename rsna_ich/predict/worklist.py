@@ -48,7 +48,8 @@ def study_in_words(
     "What a model says of a study, in a sentence or two"
     read = slices[slices.status.eq('ok')]
     if not len(read): return 'Nothing of this study could be read.'
-    n,total = int(read.positive.sum()), len(read)
+    n = int(read.positive.sum())
+    total = len(read)
     if not n: return f'Not called positive: its highest slice has {read["any"].max():.2f}, and slices are called positive from {point:.2f}.'
     kinds = kinds_in_words(study)
     of = f'{n} of {total} slices are' if total > 1 else 'Its only slice is'
@@ -61,9 +62,9 @@ def volumes_in_words(
     "How much blood was outlined"
     if pd.isna(study.get('any_ml')): return ''
     kinds = {name: study[f'{name}_ml'] for name in SUBTYPES[1:] if pd.notna(study[f'{name}_ml'])}
-    if list(kinds.values()) == [study.any_ml]: what,of_kinds = f'{[*kinds][0]} blood', ''
-    else: what,of_kinds = 'blood', ''.join(f', {name} {_ml(value)}' for name,value in kinds.items())
-    return f'Outlined: about {_ml(study.any_ml)} of {what}{of_kinds}. Estimated from simulated training, see below how far off.'
+    apart = ''.join(f', {name} {_ml(value)}' for name,value in kinds.items())
+    what = f'{[*kinds][0]} blood' if list(kinds.values()) == [study.any_ml] else f'blood{apart}'
+    return f'Outlined: about {_ml(study.any_ml)} of {what}. Estimated from simulated training, see below how far off.'
 
 def _ml(value): return f'{value:.0f} ml' if value >= 9.95 else f'{value:.1f} ml'
 
@@ -290,7 +291,8 @@ def _card(study, views, link):
 
 def _study_page(found, predictor, study, views, back):
     "A page of its own for one study"
-    number,total = study.name + 1, len(found.studies)
+    number = study.name + 1
+    total = len(found.studies)
     beside = [('previous', number - 1), ('next', number + 1)]
     links = [f'<a href="{back}">all studies</a>'] + [f'<a href="{k:04}.html">{word}</a>' for word,k in beside if 0 < k <= total]
     parts = [STYLE, f'<p>{" · ".join(links)}</p>', study_section(found, predictor, study, views), section('The model', paragraph(found.about))]
@@ -325,7 +327,8 @@ def write_worklist(
     many:int=MANY # Studies, above which the page is an index
 ) -> Path: # `path`
     "Write the page of results: studies most urgent first, their slices, and what the networks point out"
-    path,studies = Path(path),found.studies
+    path = Path(path)
+    studies = found.studies
     for stale in (path.parent/path.stem).glob('[0-9]'*4 + '.html'): stale.unlink() # of an earlier run with more studies
     several = len(studies) > many
     parts = _index_page(found, predictor, studies, path) if several else _one_page(found, predictor, studies)

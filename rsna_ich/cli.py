@@ -561,6 +561,17 @@ def _send_back(out, service):
     if paths: send_to_web(paths, service)
     typer.echo(f'stored: {_n(len(paths), "object")} at {service}')
 
+# %% ../nbs/04_cli.ipynb #21e36ef4
+def _views(tta):
+    "The views that are averaged, from a text such as flip,rotate"
+    return [] if tta in ('', 'none') else tta.split(',')
+
+def _name_lost(found, folder, out):
+    "Name what a prediction left out, and how its pictures are read; the exit status"
+    status = _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
+    _point_to_pictures(folder, found.slices)
+    return status
+
 # %% ../nbs/04_cli.ipynb #a22072fa
 @command('Results', 'predict scans --out predictions')
 def _predict(
@@ -594,15 +605,12 @@ def _predict(
     _refuse_written(out, overwrite)
     folder = folder or _fetched(service, study, out)
     if dicom: import_module('rsna_ich.apps.results') # where the extra is missing, say so before anything long
-    views = [] if tta in ('', 'none') else tta.split(',')
-    predictor = _predictor(model, device, backend, tta=views, average=average, any_rule=any_rule, threshold=threshold, prior=prior)
+    predictor = _predictor(model, device, backend, tta=_views(tta), average=average, any_rule=any_rule, threshold=threshold, prior=prior)
     if archive: return _predict_archive(predictor, folder, out, jobs)
     found = _found_pictures(predictor, folder) if pictures else predictor.predict(folder, jobs, keep=out/'.unfinished')
     _write_found(found, predictor, out, volumes and not pictures, report, dicom)
     if send_back: _send_back(out, service)
-    status = _left_out(found.left_out.itertuples(index=False), out/'left_out.csv')
-    _point_to_pictures(folder, found.slices)
-    return status
+    return _name_lost(found, folder, out)
 
 # %% ../nbs/04_cli.ipynb #261d6aa3
 @command('Results', 'outline scans --out outlines --masks')

@@ -67,6 +67,8 @@ def test_check_store_predict_and_evaluate(light, competition, tmp_path):
     assert done.returncode == 0, done.stderr
     slices = pd.read_csv(tmp_path/'out'/'slices.csv')
     assert slices[SUBTYPES].notna().all().all() and len(slices) == len(list((competition/'stage_2_test').iterdir()))
+    turned = ich('predict', competition/'stage_2_test', '--out', tmp_path/'turned', '--tta', 'flip,rotate,reverse', '--no-report', '--no-volumes')
+    assert turned.returncode == 0 and len(pd.read_csv(tmp_path/'turned'/'slices.csv')) == len(slices), turned.stderr
     judged = ich('evaluate', tmp_path/'out', competition/'stage_2_test_labels.csv', '--out', tmp_path/'judged')
     assert judged.returncode == 0, judged.stderr
     page = (tmp_path/'judged'/'report.html').read_text(encoding='utf-8')
@@ -80,6 +82,12 @@ def test_what_needs_an_extra_says_which(light, competition, tmp_path, command):
     done = light('-m', 'rsna_ich.cli', command, *args[command], '--jobs', 1)
     assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr
     assert f'ich {command} needs' in done.stderr and "pip install 'rsna-ich[train]'" in done.stderr
+
+
+def test_masks_need_nibabel_and_say_so_before_anything_is_read(light, competition, tmp_path):
+    done = light('-m', 'rsna_ich.cli', 'outline', competition/'stage_2_test', '--out', tmp_path/'out', '--masks')
+    assert done.returncode == 2 and "pip install 'rsna-ich[nifti]'" in done.stderr and 'headers' not in done.stderr, done.stderr
+    assert not (tmp_path/'out').exists()
 
 
 def test_all_gives_what_works_without_extras(light):

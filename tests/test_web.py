@@ -313,6 +313,12 @@ def test_the_viewer_by_keyboard_alone(page, address):
 
 def test_a_phones_width(page, address):
     page.set_viewport_size(dict(width=390, height=800))
+    page.goto(address)
+    edges = page.locator('.cards td').evaluate_all('cells => cells.map(cell => cell.getBoundingClientRect().right)')
+    assert max(edges) <= 390, 'nothing of the worklist is beyond the edge'
+    titles = page.locator('.cards td').evaluate_all('cells => cells.map(cell => getComputedStyle(cell, "::before").content)')
+    assert {'"Patient"', '"Kinds"', '"Mark"'} <= set(titles)
+    assert page.evaluate('document.documentElement.scrollWidth') <= 390
     open_study(page, address)
-    assert page.evaluate('document.documentElement.scrollWidth') <= 392
+    assert page.evaluate('document.documentElement.scrollWidth') <= 390
     page.set_viewport_size(dict(width=1100, height=900))

@@ -29,30 +29,36 @@ def _ends(stack, axis, width, **kwargs):
 def _blurred(pictures):
     "Means of 3 x 3 pixels, rounded down after rows and after columns"
     for axis in 1,2:
-        o = _ends(pictures, axis, 1, mode='edge')
-        pictures = ((o[:,:-2] + o[:,1:-1] + o[:,2:])//3).swapaxes(1, axis)
+        wide = _ends(pictures, axis, 1, mode='edge')
+        pictures = ((wide[:,:-2] + wide[:,1:-1] + wide[:,2:])//3).swapaxes(1, axis)
     return pictures
 
 def _opened(masks):
     "Without what is narrower than `OPENING`"
     for join in np.logical_and,np.logical_or:
         for axis in 1,2:
-            o = _ends(masks, axis, OPENING//2)
-            masks = o[:,:masks.shape[axis]].copy()
-            for k in range(1, OPENING): join(masks, o[:,k:k+masks.shape[1]], out=masks)
+            wide = _ends(masks, axis, OPENING//2)
+            masks = wide[:,:masks.shape[axis]].copy()
+            for k in range(1, OPENING): join(masks, wide[:,k:k+masks.shape[1]], out=masks)
             masks = masks.swapaxes(1, axis)
     return masks
 
 # %% ../../nbs/data/08_crop.ipynb #6d95b768
+def _brightness(pictures):
+    "The 98th percentile of what is above 0 on each slice, uint8 (n, h, w)"
+    n = len(pictures)
+    numbered = pictures + 256*np.arange(n)[:,None,None]
+    count = np.bincount(numbered.ravel(), minlength=256*n).reshape(n, 256)
+    count[:,0] = 0
+    share = count.cumsum(1)
+    return (share < .98*share[:,-1:]).sum(1)
+
 def _head_masks(
     pictures # HU, (n, h, w), about `BOX_PIXELS` a side
 ): # bool, (n, h, w); none where nothing stands out
     "The largest piece of tissue or bone on each slice"
-    n = len(pictures)
     pictures = _blurred(np.clip(pictures, *BRAIN_LIMITS).astype(np.uint8))
-    count = np.bincount((pictures + 256*np.arange(n)[:,None,None]).ravel(), minlength=256*n).reshape(n, 256)
-    count[:,0] = 0
-    bright = (count.cumsum(1) < .98*count.sum(1, keepdims=True)).sum(1)
+    bright = _brightness(pictures)
     return largest_pieces(_opened(pictures > (.2*bright).astype(np.uint8)[:,None,None]))
 
 # %% ../../nbs/data/08_crop.ipynb #45daed52
@@ -62,13 +68,17 @@ def _head_bounds(
 ): # (top, left, bottom, right, area) in pixels of each slice with a head, (slices, 5)
     "Bounding box and area of the head"
     step = max(1, round(max(hu[0].shape)/BOX_PIXELS))
-    masks = _head_masks(np.stack([o[::step,::step] for o in hu[some]]))
+    masks = _head_masks(np.stack([picture[::step,::step] for picture in hu[some]]))
     masks = masks[masks.any((1, 2))]
     _,h,w = masks.shape
     if not len(masks): return np.zeros((0, 5), int)
     rows = masks.any(2)
     cols = masks.any(1)
-    return np.stack([rows.argmax(1), cols.argmax(1), h - rows[:,::-1].argmax(1), w - cols[:,::-1].argmax(1), masks.sum((1, 2))*step], 1)*step
+    top = rows.argmax(1)
+    left = cols.argmax(1)
+    bottom = h - rows[:,::-1].argmax(1)
+    right = w - cols[:,::-1].argmax(1)
+    return np.stack([top, left, bottom, right, masks.sum((1, 2))*step], 1)*step
 
 # %% ../../nbs/data/08_crop.ipynb #20406f43
 class Box(NamedTuple):
@@ -82,13 +92,14 @@ def whole_box(
 ) -> Box: # As large as the longer side, centred
     "The square round a whole picture"
     h,w = shape[-2:]
-    return Box((h - max(h, w))//2, (w - max(h, w))//2, max(h, w))
+    side = max(h, w)
+    return Box((h - side)//2, (w - side)//2, side)
 
 # %% ../../nbs/data/08_crop.ipynb #e3bdc250
 def _series(hu):
     "`hu` as an array, unless it is a list of slices: to copy a series costs more than to find its head"
-    if isinstance(hu, list) and hu and all(isinstance(o, np.ndarray) and o.ndim == 2 for o in hu) and len({o.shape for o in hu}) == 1: return hu
-    return np.asarray(hu)
+    flat = isinstance(hu, list) and all(isinstance(picture, np.ndarray) and picture.ndim == 2 for picture in hu)
+    return hu if flat and len({picture.shape for picture in hu}) == 1 else np.asarray(hu)
 
 # %% ../../nbs/data/08_crop.ipynb #a50284ee
 HEAD_MM = 220            # side of the square round a head
@@ -119,9 +130,11 @@ def head_box(
     found = _head_bounds([hu[i] for i in some]).astype(float)
     if not len(found): return whole_box(hu[0].shape)
     found = found[found[:,4] >= .4*np.percentile(found[:,4], 75)]
-    (top,left),(bottom,right) = np.percentile(found[:,:2], 10, axis=0),np.percentile(found[:,2:4], 90, axis=0)
+    top,left = np.percentile(found[:,:2], 10, axis=0)
+    bottom,right = np.percentile(found[:,2:4], 90, axis=0)
     pixel = believed_pixel(pixel_mm, hu[0].shape)
-    size = round(HEAD_MM/pixel) if pixel else max(8, round(max(bottom-top, right-left)*(1 + 2*margin)))
+    longer = max(bottom-top, right-left)
+    size = round(HEAD_MM/pixel) if pixel else max(8, round(longer*(1 + 2*margin)))
     return Box(round((top+bottom-size)/2), round((left+right-size)/2), size)
 
 # %% ../../nbs/data/08_crop.ipynb #637c4497
@@ -134,8 +147,11 @@ def _crop(
     top,left,size = box
     part = values[max(0, top):max(0, top+size), max(0, left):max(0, left+size)]
     if part.shape == (size, size): return part
+    h,w = part.shape
+    down = max(0, -top)
+    right = max(0, -left)
     out = np.full((size, size), fill, values.dtype)
-    out[max(0, -top):max(0, -top)+part.shape[0], max(0, -left):max(0, -left)+part.shape[1]] = part
+    out[down:down+h, right:right+w] = part
     return out
 
 # %% ../../nbs/data/08_crop.ipynb #016bc0d1
@@ -149,14 +165,15 @@ def crop_resize(
 ): # int16 HU, (n, size, size) or (size, size)
     "The part of `hu` in `box`, resized with anti-aliasing"
     hu = _series(hu)
-    if pad is None: pad = min((o.min() for o in (hu if isinstance(hu, list) else [hu]) if o.size), default=-1024)
+    parts = hu if isinstance(hu, list) else [hu]
+    if pad is None: pad = min((part.min() for part in parts if part.size), default=-1024)
     if isinstance(hu, np.ndarray) and hu.ndim == 2: return crop_resize(hu[None], box, size, pad)[0]
     kind = Image.Resampling.HAMMING if box.size > size else Image.Resampling.BILINEAR
     out = np.empty((len(hu), size, size), np.int16)
-    for o,picture in zip(out, hu):
+    for kept,picture in zip(out, hu):
         picture = _crop(picture, box, pad).astype(np.float32)
         if box.size != size: picture = Image.fromarray(picture).resize((size, size), kind)
-        o[:] = np.rint(picture)
+        kept[:] = np.rint(picture)
     return out
 
 # %% ../../nbs/data/08_crop.ipynb #3e043732
@@ -178,7 +195,8 @@ def box_to_pixels(
     size:int # Pixels a side of the small picture
 ): # (row, col) on the original picture, (..., 2)
     "Points of the cropped and resized picture as points of the original"
-    return (np.asarray(points) + .5)*box.size/size - .5 + np.array([box.top, box.left])
+    corner = np.array([box.top, box.left])
+    return (np.asarray(points) + .5)*box.size/size - .5 + corner
 
 def pixels_to_box(
     points, # (row, col) on the original picture, (..., 2)
@@ -186,7 +204,8 @@ def pixels_to_box(
     size:int # Pixels a side of the small picture
 ): # (row, col) on the small picture, (..., 2)
     "Points of the original picture as points of the cropped and resized one"
-    return (np.asarray(points) - np.array([box.top, box.left]) + .5)*size/box.size - .5
+    corner = np.array([box.top, box.left])
+    return (np.asarray(points) - corner + .5)*size/box.size - .5
 
 # %% ../../nbs/data/08_crop.ipynb #15e2645d
 def uncrop(
@@ -197,7 +216,7 @@ def uncrop(
 ): # float32, (..., h, w)
     "A map of the cropped and resized picture, back on the original's pixels"
     values = np.asarray(values, np.float32)
-    if values.ndim > 2: return np.stack([uncrop(o, box, shape, fill) for o in values])
+    if values.ndim > 2: return np.stack([uncrop(part, box, shape, fill) for part in values])
     kind = Image.Resampling.BILINEAR if box.size > len(values) else Image.Resampling.HAMMING
     large = np.asarray(Image.fromarray(values).resize((box.size, box.size), kind))
     return _crop(large, Box(-box.top, -box.left, max(shape)), fill)[:shape[0],:shape[1]]

@@ -71,7 +71,8 @@ def read_codestream(
 # %% ../../nbs/data/02_decoding.ipynb #07276303
 def _check_size(stream, rows, cols, size):
     "Raise a `DecodeError` where a codestream and the header disagree"
-    told,want = f'{stream.rows:,} x {stream.cols:,}', f'{rows:,} x {cols:,}'
+    told = f'{stream.rows:,} x {stream.cols:,}'
+    want = f'{rows:,} x {cols:,}'
     if (stream.rows, stream.cols) != (rows, cols):
         raise DecodeError(f'the {stream.kind} stream has {told} pixels, the header says {want}')
     if stream.samples != 1: raise DecodeError(f'the {stream.kind} stream has {stream.samples} values a pixel')
@@ -145,7 +146,8 @@ def _answer(request, frame):
 def serve_decoder():
     "What the process in the box does: answer frames from standard input until it is closed"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    source,target = sys.stdin.buffer,os.fdopen(os.dup(1), 'wb')
+    source = sys.stdin.buffer
+    target = os.fdopen(os.dup(1), 'wb')
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1) # a decoder that prints must not speak into the pipe
     _send(target, _ready())
     while received := _receive_header(source):
@@ -166,8 +168,8 @@ _CODE = 'from rsna_ich.data.decoding import serve_decoder; serve_decoder()'
 class _Box:
     "A process that decodes, and the pipes to it"
     def __init__(self):
-        paths = os.pathsep.join(os.path.abspath(o) for o in sys.path)
-        threads = {f'{o}_NUM_THREADS': '1' for o in ('OMP', 'OPENBLAS', 'MKL')}
+        paths = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)
+        threads = {f'{library}_NUM_THREADS': '1' for library in ('OMP', 'OPENBLAS', 'MKL')}
         env = os.environ | threads | dict(PYTHONPATH=paths, PYTHONUNBUFFERED='')
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.expired = False
@@ -194,11 +196,12 @@ class _Box:
         "End the process and close the pipes; returns how it ended"
         _boxes.discard(self)
         self.process.kill()
-        for o in self.process.stdin, self.process.stdout:
-            with suppress(OSError): o.close()
+        for pipe in self.process.stdin, self.process.stdout:
+            with suppress(OSError): pipe.close()
         return self.process.wait()
 
-_boxes,_idle = set(),[]
+_boxes = set()
+_idle = []
 
 # %% ../../nbs/data/02_decoding.ipynb #ccd98288
 class _BoxLost(Exception):
@@ -218,7 +221,8 @@ def _ask_box(box, frame, stream, seconds):
 
 def _read_pixels(box, header, size, stream):
     "The pixels behind an answer's header, or None where it is not what the codestream said"
-    dtype,shape = np.dtype(str(header.get('dtype'))),(stream.rows, stream.cols)
+    dtype = np.dtype(str(header.get('dtype')))
+    shape = stream.rows, stream.cols
     if dtype.kind not in 'iu' or tuple(header.get('shape', ())) != shape: return
     if size != dtype.itemsize*stream.rows*stream.cols: return
     data = box.process.stdout.read(size)
@@ -246,7 +250,8 @@ def _idle_box():
 @contextmanager
 def _borrowed(find):
     "A box from `find`, which goes back to the idle ones where the block leaves it in order"
-    box,usable = find(),False
+    box = find()
+    usable = False
     try:
         yield box
         usable = True
@@ -271,9 +276,9 @@ def _forget():
     "In a forked child: drop the parent's boxes without touching their processes"
     for box in list(_boxes):
         box.process.returncode = 0 # not this process's child
-        for o in box.process.stdin, box.process.stdout:
-            with suppress(OSError): os.close(o.fileno())
-            with suppress(OSError, ValueError): o.close()
+        for pipe in box.process.stdin, box.process.stdout:
+            with suppress(OSError): os.close(pipe.fileno())
+            with suppress(OSError, ValueError): pipe.close()
     _boxes.clear()
     _idle.clear()
 
@@ -287,8 +292,9 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_forget)
 # %% ../../nbs/data/02_decoding.ipynb #25e47641
 def _unpack_bits(packed, size):
     "The first `size` bytes that runs of bytes stand for, fewer where they end before"
-    found,at,end = bytearray(),0,len(packed)
-    while len(found) < size and at < end:
+    found = bytearray()
+    at = 0
+    while len(found) < size and at < len(packed):
         n = packed[at]
         if n < 128: found += packed[at+1:at+2+n]
         elif n > 128: found += packed[at+1:at+2]*(257 - n)
@@ -328,7 +334,8 @@ def decode_frames(
 ) -> np.ndarray: # Stored values, `(count, rows, cols)`
     "Stored values of compressed frames, or a `DecodeError`"
     deadline = time.monotonic() + seconds
-    stored,done = np.empty((count, rows, cols), f'{"i" if signed else "u"}{size}'),0
+    stored = np.empty((count, rows, cols), f'{"i" if signed else "u"}{size}')
+    done = 0
     for frame in itertools.islice(frames, count):
         stored[done] = _decode(frame, rows, cols, size, signed, rle, deadline)
         done += 1

@@ -49,13 +49,14 @@ def _collected(
         try: yield
         finally:
             texts = dict.fromkeys(_brief(w.message, 100) for w in caught[:_MOST_WARNINGS])
-            found += [o for o in texts if o not in found][:max(_MOST_WARNINGS - len(found), 0)]
+            found += [text for text in texts if text not in found][:max(_MOST_WARNINGS - len(found), 0)]
 
 _MOST_WARNINGS = 20 # of one file; a damaged one may have thousands
 
 def _brief(e, limit=160):
     "What an exception or warning says, in one line without control characters"
-    text = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(e)[:9*limit]).split()) or type(e).__name__
+    printable = ''.join(letter if letter.isprintable() else ' ' for letter in str(e)[:9*limit])
+    text = ' '.join(printable.split()) or type(e).__name__
     return text if len(text) <= limit else text[:limit - 3] + '...'
 
 # %% ../../nbs/data/01_dicom.ipynb #d00fe6ab
@@ -98,7 +99,8 @@ class GuardedFile:
         "The next bytes; a `ValueError` after `most` times"
         self.reads += 1
         if self.reads > self.most: raise ValueError('more elements than any CT has')
-        if n is None or n < 0 or n > _LARGE: n = min(n if n and n > 0 else self.size, max(self.size - self.f.tell(), 0))
+        if n is None or n < 0: n = self.size
+        if n > _LARGE: n = min(n, max(self.size - self.f.tell(), 0))
         return self.f.read(n)
 
 # %% ../../nbs/data/01_dicom.ipynb #2dfb9940
@@ -199,11 +201,11 @@ def _check_length(raw):
 
 def _check_lengths(ds):
     "The same for all elements of a dataset in the groups that describe an image"
-    for o in ds.values():
-        if o.tag.group in _GROUPS or o.VR == 'SQ': _check_length(o)
+    for element in ds.values():
+        if element.tag.group in _GROUPS or element.VR == 'SQ': _check_length(element)
 
 # %% ../../nbs/data/01_dicom.ipynb #166cf0fb
-_TAGS = {o: Tag(o) for o in (
+_TAGS = {keyword: Tag(keyword) for keyword in (
     'SOPClassUID', 'Modality', 'ImageType', 'SamplesPerPixel', 'PhotometricInterpretation', 'NumberOfFrames', 'Rows',
     'Columns', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'PixelPaddingValue',
     'PixelPaddingRangeLimit', 'WindowCenter', 'WindowWidth', 'RescaleSlope', 'RescaleIntercept', 'RescaleType',
@@ -252,8 +254,8 @@ def _list(h, keyword):
     if isinstance(h, Dataset) and keyword in h: _check_length(h.get_item(keyword))
     value = h.get(keyword)
     values = [] if value is None else list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]
-    if any(isinstance(o, (Dataset, Sequence)) for o in values): raise ValueError(f'{keyword} is a sequence')
-    return [o.strip(' \0') if isinstance(o, str) else o for o in values]
+    if any(isinstance(one, (Dataset, Sequence)) for one in values): raise ValueError(f'{keyword} is a sequence')
+    return [one.strip(' \0') if isinstance(one, str) else one for one in values]
 
 def _get(h, keyword, default=None):
     "First value of an attribute; `default` where it is absent or empty"
@@ -267,7 +269,7 @@ def _number(h, keyword, default=None, kind=int):
 
 # %% ../../nbs/data/01_dicom.ipynb #6a33909b
 # CT, enhanced CT and legacy converted enhanced CT image storage
-_CT_CLASSES = tuple(f'1.2.840.10008.5.1.4.1.1.2{o}' for o in ('', '.1', '.2'))
+_CT_CLASSES = tuple(f'1.2.840.10008.5.1.4.1.1.2{ending}' for ending in ('', '.1', '.2'))
 
 def _modality_reason(h):
     "Why the object is not CT, or None"
@@ -355,7 +357,7 @@ def _raw(syntax): return syntax == DeflatedExplicitVRLittleEndian or not syntax.
 def _pixel_reason(h):
     "Why the pixels of a dataset are missing, incomplete or too many, or None"
     there = h['pixel_bytes']
-    if any('FFFE,E0DD' in o for o in h['read_warnings']):
+    if any('FFFE,E0DD' in text for text in h['read_warnings']):
         return f'truncated: the file ends after {there or 0:,} bytes of compressed pixels, before their end marker'
     e = _extent(h)
     if not e.pixels or there == 0: return f'no pixels ({_uid(_get(h, "SOPClassUID", "no SOP class")).name})'
@@ -365,7 +367,7 @@ def _pixel_reason(h):
         return f'truncated: {there:,} of {e.pixels*e.size:,} bytes of pixels'
 
 # %% ../../nbs/data/01_dicom.ipynb #68ec568f
-_JPEG = {f'1.2.840.10008.1.2.4.{o}' for o in (50, 51, 53, 55, 57, 70, 80, 81, 90, 91, 201, 202, 203)}
+_JPEG = {f'1.2.840.10008.1.2.4.{number}' for number in (50, 51, 53, 55, 57, 70, 80, 81, 90, 91, 201, 202, 203)}
 
 def _decoder_reason(h):
     "Why no installed decoder reads the pixels, or None"
@@ -423,7 +425,7 @@ def _decoded(ds, h=None):
 def _frames(ds, n):
     "Compressed frames, one after the other"
     offsets = 'ExtendedOffsetTable', 'ExtendedOffsetTableLengths'
-    extended = tuple(ds[o].value for o in offsets) if all(o in ds for o in offsets) else None
+    extended = tuple(ds[keyword].value for keyword in offsets) if all(keyword in ds for keyword in offsets) else None
     return generate_frames(ds.get_item('PixelData').value, number_of_frames=n, extended_offsets=extended)
 
 # %% ../../nbs/data/01_dicom.ipynb #7f1d2a16
@@ -438,8 +440,8 @@ def _encoding(h, frame, size, overlay=False):
 
 def _has_overlay(ds):
     "Does the header announce an overlay inside the pixels' words?"
-    bits = [ds[group, 0x0100].value for group in range(0x6000, 0x6020, 2) if (group, 0x0100) in ds]
-    return any(o not in (None, 1) for o in bits)
+    depths = [ds[group, 0x0100].value for group in range(0x6000, 0x6020, 2) if (group, 0x0100) in ds]
+    return any(depth not in (None, 1) for depth in depths)
 
 # %% ../../nbs/data/01_dicom.ipynb #20fbe355
 def _looked_up(ds, stored):
@@ -453,7 +455,7 @@ def _position(h, frame):
     "Image Position (Patient) of a frame, or None"
     group = _group(h, frame, 'PlanePositionSequence')
     place = _list(group, 'ImagePositionPatient') if group else []
-    return [float(o) for o in place] if len(place) == 3 else None
+    return [float(part) for part in place] if len(place) == 3 else None
 
 def _normal(h):
     "The direction in which frames are stacked, its largest component positive, or None"
@@ -481,10 +483,10 @@ def _hu(ds, h, stored_order=False):
     hu = np.empty(stored.shape, np.int16)
     order = range(len(stored)) if stored_order else _frame_order(h, len(stored))
     for i,frame in enumerate(order):
-        one = stored[frame]
         encoding = _encoding(h, frame, stored.dtype.itemsize, overlay)
-        if looked_up: one,encoding = _looked_up(ds, one),Encoding()
-        hu[i] = stored_to_hu(one, encoding)
+        values = _looked_up(ds, stored[frame]) if looked_up else stored[frame]
+        if looked_up: encoding = Encoding()
+        hu[i] = stored_to_hu(values, encoding)
     if hu.max() <= HU_FLOOR and _is_blank(stored, encoding): raise ValueError('every pixel is padding or darker than air')
     return hu[0] if len(hu) == 1 else hu
 
@@ -560,10 +562,10 @@ def quirks_of(
     try:
         h = _facts(ds)
         found = list(h.get('read_warnings', []))
-        with _collected(found): quirks = [_brief(o, 100) for f in _QUIRK_RULES for o in f(h)]
+        with _collected(found): quirks = [_brief(quirk, 100) for rule in _QUIRK_RULES for quirk in rule(h)]
     except Exception as e: found += getattr(ds, 'read_warnings', [])[len(found):] + [_brief(e, 100)]
     bare = ['no preamble'] if 'no preamble' in found else []
-    return bare + quirks + [f'odd value: {o}' for o in found if o != 'no preamble']
+    return bare + quirks + [f'odd value: {text}' for text in found if text != 'no preamble']
 
 # %% ../../nbs/data/01_dicom.ipynb #2f06134a
 def _bit_quirks(h):
@@ -574,8 +576,8 @@ def _bit_quirks(h):
     if needs_12bit_correction(bits, signed, intercept): yield '12-bit intercept 0'
     elif bits > 12 and not signed and hu_range(bits, 0, intercept)[0] > -100: yield 'unsigned intercept 0'
     if bits == 12 and signed and intercept > -100: yield '12-bit signed intercept 0'
-    disagree = not 0 < bits <= _number(h, 'BitsAllocated', 16) or _number(h, 'HighBit', bits - 1) != bits - 1
-    if disagree: yield 'bits stored disagree'
+    fits = 0 < bits <= _number(h, 'BitsAllocated', 16)
+    if not fits or _number(h, 'HighBit', bits - 1) != bits - 1: yield 'bits stored disagree'
 
 def _unit_quirks(h):
     "Quirks of what the numbers stand for"
@@ -600,7 +602,7 @@ def _frame_quirks(h):
 
 def _window_quirks(h):
     "Quirks of the suggested windows"
-    centres,widths = ([float(o) for o in _list(h, k)] for k in ('WindowCenter', 'WindowWidth'))
+    centres,widths = ([float(value) for value in _list(h, k)] for k in ('WindowCenter', 'WindowWidth'))
     if len(centres) < 2: return
     pairs = zip_longest(centres, widths[:len(centres)])
     yield 'multi-valued window: ' + ', '.join(f'{c:g}/{w:g}' if w is not None else f'{c:g}' for c,w in pairs)

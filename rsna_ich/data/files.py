@@ -10,7 +10,7 @@ __all__ = ['LONGEST_NAME', 'SIDE_SUFFIXES', 'SIDE_NAMES', 'ARCHIVES', 'MARK', 'O
            'list_files', 'list_slices', 'files_stamp']
 
 # %% ../../nbs/data/03_files.ipynb #da45cb2e
-import functools, gzip, hashlib, io, os, re, stat, zipfile
+import functools, gzip, hashlib, io, itertools, os, re, stat, zipfile
 from collections import deque
 from pathlib import Path
 from typing import NamedTuple
@@ -95,11 +95,11 @@ def _stamp(found):
 @functools.lru_cache(4)
 def _read_zip(path, stamp):
     "An open zip and its files by the name that `archive.zip::name` gives them"
-    archive,members = zipfile.ZipFile(path),{}
+    archive = zipfile.ZipFile(path)
+    members = {}
     for info in archive.infolist():
-        name,k = info.filename,2
-        while name in members: name,k = f'{info.filename}::{k}',k+1
-        members[name] = info
+        names = (f'{info.filename}::{k}' if k > 1 else info.filename for k in itertools.count(1))
+        members[next(name for name in names if name not in members)] = info
     return archive, members
 
 def open_zip(
@@ -220,8 +220,10 @@ def _in_folder(folder):
 # %% ../../nbs/data/03_files.ipynb #37f57904
 def _below(root):
     "(folder, its file paths or a reason) of every folder below `root`, itself included"
-    above,seen = _parents(root),set()
-    folders,links = deque([root]),deque()
+    above = _parents(root)
+    seen = set()
+    folders = deque([root])
+    links = deque()
     while folders or links:
         folder = (folders or links).popleft()
         try:
@@ -323,7 +325,8 @@ def list_files(
     "What may be a slice below `source`, with a reason for what is not opened; raises `InputError` where there is none"
     many = isinstance(source, (list, tuple))
     found = ((path, _of_list(path)) for path in source) if many else _entries(source)
-    pieces,skipped = [],[]
+    pieces = []
+    skipped = []
     for some in chunked(found, _WAITING):
         pieces.append(_as_table([entry for _,entry in some if entry]))
         skipped += [shown_path(os.path.basename(name)) for name,entry in some if entry is None]

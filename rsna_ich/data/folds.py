@@ -23,15 +23,17 @@ def _traits(
     labels:list # Columns of 0 and 1
 ) -> pd.DataFrame: # bool, one row a patient; traits that nobody has are left out
     "What patients are spread by"
-    missing = [o for o in [group, *labels] if o not in table]
+    missing = [name for name in [group, *labels] if name not in table]
     if missing: raise InputError('table to split', f'no column {", ".join(missing)}')
-    for o in [group, *labels]:
-        if n := int(table[o].isna().sum()): raise InputError('table to split', f'{n:,} of {len(table):,} images have no {o}')
+    for name in [group, *labels]:
+        if n := int(table[name].isna().sum()): raise InputError('table to split', f'{n:,} of {len(table):,} images have no {name}')
     patients = table.groupby(group, sort=True)
     sums = patients[labels].sum()
     n = patients.size()
-    out = {f'{o} at all': sums[o] > 0 for o in labels}
-    out |= {f'{o} above {q:g}': sums[o] > sums.loc[sums[o] > 0, o].quantile(q) for o in labels for q in MUCH}
+    out = {f'{label} at all': sums[label] > 0 for label in labels}
+    for label in labels:
+        some = sums.loc[sums[label] > 0, label]
+        out |= {f'{label} above {q:g}': sums[label] > some.quantile(q) for q in MUCH}
     out = pd.DataFrame(out | {'many slices': n > n.median()})
     return out.loc[:, out.any()]
 
@@ -87,11 +89,11 @@ def deal_patients(
     seed:int=0 # Of the shuffle
 ) -> np.ndarray: # The fold of each row, from 0 to `folds-1`
     "Patients to folds at random, as many to each; raises `InputError` where there are fewer patients than folds"
-    patients = np.array([str(o) for o in patients])
+    patients = np.array([str(patient) for patient in patients])
     names = np.unique(patients)
     if len(names) < folds: raise InputError('held-out patients', f'{len(names)} are too few for {folds} folds')
     fold = dict(zip(np.random.default_rng(seed).permutation(names), np.arange(len(names)) % folds))
-    return np.array([fold[o] for o in patients])
+    return np.array([fold[patient] for patient in patients])
 
 # %% ../../nbs/data/11_folds.ipynb #2be430e5
 def check_folds(
@@ -115,7 +117,7 @@ def shared_patients(
     group:str='patient_id' # The column to compare
 ) -> list: # Sorted
     "The patients that are on both sides"
-    a,b = (set(o[group] if isinstance(o, pd.DataFrame) else o) for o in (train, test))
+    a,b = (set(side[group] if isinstance(side, pd.DataFrame) else side) for side in (train, test))
     return sorted(a & b)
 
 def leak_report(

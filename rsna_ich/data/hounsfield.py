@@ -148,8 +148,8 @@ def _in_word(value, dtype):
 def _padding_mask(stored, encoding):
     "Which stored values are padding; None where the header names none"
     if encoding.padding is None: return
-    value,limit = (_in_word(o, stored.dtype) for o in encoding.padding)
-    lo,hi = sorted(o*encoding.slope + encoding.intercept for o in (value, limit))
+    value,limit = (_in_word(end, stored.dtype) for end in encoding.padding)
+    lo,hi = sorted(end*encoding.slope + encoding.intercept for end in (value, limit))
     in_tissue = lo < _TISSUE[1] and hi > _TISSUE[0]
     if not in_tissue: return (stored >= min(value, limit)) & (stored <= max(value, limit))
     hu = value*encoding.slope + encoding.intercept

@@ -42,7 +42,8 @@ def head_features(
     bone = hu > BONE_HU
     brain = _surrounded(bone) & _between(hu, SOFT_HU)
     gas = _surrounded(body) & (hu < GAS_HU)
-    shares = np.array([o.sum() for o in (bone, brain, _between(hu, FAT_HU), gas)])/max(body.sum(), 1)
+    tissues = bone, brain, _between(hu, FAT_HU), gas
+    shares = np.array([tissue.sum() for tissue in tissues])/max(body.sum(), 1)
     size = np.sqrt(body.sum())*step*(pixel_mm or USUAL_MM)
     return np.r_[size, np.sqrt(shares)]
 

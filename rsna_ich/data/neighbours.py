@@ -24,11 +24,13 @@ def slice_positions(
     step = np.ones(len(slices), dtype=int)
     if 'z_mm' in slices:
         first = np.r_[True, series[1:] != series[:-1]]
-        mm = pd.Series(np.where(first, np.nan, np.abs(np.diff(slices.z_mm.to_numpy(float), prepend=np.nan))))
+        moved = np.abs(np.diff(slices.z_mm.to_numpy(float), prepend=np.nan))
+        mm = pd.Series(np.where(first, np.nan, moved))
         usual = mm.where(mm > SAME_MM).groupby(series, sort=False).rolling(NEARBY_STEPS, center=True, min_periods=1).median()
         usual = usual.droplevel(0).reindex(mm.index)
         known = (mm.notna() & usual.notna()).to_numpy()
-        step[known] = np.where(mm <= SAME_MM, 0, np.maximum(1, np.rint(mm/usual)))[known]
+        steps = np.maximum(1, np.rint(mm/usual))
+        step[known] = np.where(mm <= SAME_MM, 0, steps)[known]
     return pd.Series(step).groupby(series, sort=False).cumsum().to_numpy()
 
 # %% ../../nbs/data/12_neighbours.ipynb #e7ccd799
@@ -39,7 +41,9 @@ def neighbour_rows(
     "Which rows are the slices below and above each slice, the slice itself where there is none"
     order = slices.reset_index(drop=True).sort_values(['series_id', 'slice_index'], kind='stable')
     rows = order.index.to_numpy()
-    here = order.groupby('series_id', sort=False).ngroup().to_numpy()*(len(rows)*1000 + 1) + np.minimum(slice_positions(order), len(rows)*1000)
+    series = order.groupby('series_id', sort=False).ngroup().to_numpy()
+    far = len(rows)*1000 # positions that a series may take, so that no two of them touch
+    here = series*(far + 1) + np.minimum(slice_positions(order), far)
     out = np.repeat(np.arange(len(rows))[:, None], 2*neighbours+1, 1)
     for column,step in enumerate(range(-neighbours, neighbours+1)):
         at = np.minimum(np.searchsorted(here, here + step), len(rows)-1)

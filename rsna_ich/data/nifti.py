@@ -45,7 +45,9 @@ def write_nifti(
     if not path.name.endswith(('.nii', '.nii.gz')): raise InputError(path, 'a NIfTI file ends in .nii or .nii.gz')
     z = np.asarray(z_mm, 'float64')
     volume = np.asarray(volume)
-    if len(z) > 1 and z[0] > z[-1]: z,volume = z[::-1],volume[::-1]
+    way = -1 if len(z) > 1 and z[0] > z[-1] else 1
+    z = z[::way]
+    volume = volume[::way]
     nearest,step = equal_steps(z)
     row,col = pixel_mm
     h,w = volume.shape[1:]

@@ -38,14 +38,18 @@ def find_outlined(
     "The scans of a set with outlines; raises `InputError` where it is none"
     folder = Path(folder)
     layout = next((name for name,parts in LAYOUTS.items() if all((folder/part).is_dir() for part in parts)), None)
-    if not layout: raise InputError(folder, 'no set with outlines: it needs ' + ', or '.join(' and '.join(parts) for parts in LAYOUTS.values()))
-    scans,masks = (sorted(path for path in (folder/part).iterdir() if is_nifti(path)) for part in LAYOUTS[layout])
+    needed = ', or '.join(' and '.join(parts) for parts in LAYOUTS.values())
+    if not layout: raise InputError(folder, f'no set with outlines: it needs {needed}')
+    scans,masks = (_volumes(folder/part) for part in LAYOUTS[layout])
     by_name = {_stem(mask): mask for mask in masks}
-    found = [OutlinedFile(_stem(scan), scan, by_name[_stem(scan)], layout) for scan in scans if _stem(scan) in by_name]
+    paired = [scan for scan in scans if _stem(scan) in by_name]
+    found = [OutlinedFile(_stem(scan), scan, by_name[_stem(scan)], layout) for scan in paired]
     if not found: raise InputError(folder, 'no scan in it has a mask of its name')
-    return found, [[str(scan), 'a scan without a mask'] for scan in scans if _stem(scan) not in by_name]
+    return found, [[str(scan), 'a scan without a mask'] for scan in scans if scan not in paired]
 
 def _stem(path): return path.name.lower().removesuffix('.gz').removesuffix('.nii')
+
+def _volumes(folder): return sorted(path for path in folder.iterdir() if is_nifti(path))
 
 # %% ../../nbs/data/17_outlined.ipynb #out00008
 class OutlinedScan(NamedTuple):

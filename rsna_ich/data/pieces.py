@@ -1,4 +1,4 @@
-"""What hangs together in a mask, for many slices at once, without SciPy
+"""The connected pieces of a mask, for many slices at once, without SciPy
 
 Docs: https://rsna-ich.github.io/rsna_ich/data/pieces.html.md"""
 

@@ -43,7 +43,8 @@ def _begin_pictures(
     note = dest/'png.json'
     text = json.dumps(made)
     if note.exists() and note.read_text() == text: return
-    for o in [*dest.glob('*.png'), *(dest/o for o in ('slices.csv', 'left_out.csv', 'building.jsonl'))]: o.unlink(missing_ok=True)
+    tables = [dest/name for name in ('slices.csv', 'left_out.csv', 'building.jsonl')]
+    for path in [*dest.glob('*.png'), *tables]: path.unlink(missing_ok=True)
     with atomic_path(note) as p: p.write_text(text)
 
 def export_png(
@@ -62,7 +63,7 @@ def export_png(
         if (dest/f'{name}.png').exists(): return
         with atomic_path(dest/f'{name}.png') as p: _as_image(store[i], bits, windows).save(p)
     with full_disk_said(dest):
-        _begin_pictures(dest, dict(bits=bits, windows=[tuple(o) for o in windows] if bits == 8 else None, store=store.config))
+        _begin_pictures(dest, dict(bits=bits, windows=list(map(tuple, windows)) if bits == 8 else None, store=store.config))
         with atomic_path(dest/'slices.csv') as p: store.slices.assign(picture=pictures + '.png').to_csv(p, index=False)
         todo = progress(pictures, desc='png', unit='slice')
         Parallel(n_jobs=n_jobs, prefer='threads')(delayed(save)(i, name) for i,name in enumerate(todo))
@@ -82,10 +83,10 @@ def _run_pictures(table, dest, size, n_jobs, **options):
     journal = dest/'building.jsonl'
     tasks = series_tasks(table)
     lines = journal.read_bytes().split(b'\n')[:-1] if journal.exists() else []
-    entries = [json.loads(o) for o in lines]
-    if journal.exists(): os.truncate(journal, sum(len(o) + 1 for o in lines))
+    entries = [json.loads(line) for line in lines]
+    if journal.exists(): os.truncate(journal, sum(len(line) + 1 for line in lines))
     work = partial(_series_pictures, size=size, dest=dest, **options)
-    done,total = (sum(len(o[0]) for o in part) for part in (tasks[:len(entries)], tasks))
+    done,total = (sum(len(task[0]) for task in part) for part in (tasks[:len(entries)], tasks))
     with open(journal, 'ab', buffering=0) as f, progress(total=total, initial=done, desc='png', unit='slice') as bar:
         for entry in task_results(work, table, tasks[len(entries):], n_jobs, PORTION//(size**2*2) + 1):
             f.write(json.dumps(entry).encode() + b'\n')
@@ -112,7 +113,7 @@ def png_folder(
     if bits not in (8, 16) or len(windows) not in (1, 3): raise ValueError(f'8 or 16 bits and 1 or 3 windows, not {bits} and {len(windows)}')
     dest = Path(dest)
     table = normalised_table(table)
-    made = dict(bits=bits, windows=[tuple(o) for o in windows] if bits == 8 else None, size=int(size), crop=bool(crop), rule=CROP_RULE, table=table_fingerprint(table))
+    made = dict(bits=bits, windows=list(map(tuple, windows)) if bits == 8 else None, size=int(size), crop=bool(crop), rule=CROP_RULE, table=table_fingerprint(table))
     with full_disk_said(dest):
         dest.mkdir(parents=True, exist_ok=True)
         with only_builder(dest):

@@ -131,9 +131,10 @@ def count_quirks(
 ) -> pd.DataFrame: # Indexed by the quirk's name: number of `slices`, `series`, and an `example` of its detail
     "How often each quirk occurs, most frequent first"
     counts = table.groupby('quirks').agg(slices=('image_id', 'size')).reset_index()
-    both = [(q, quirk, n) for q,n in zip(counts.quirks, counts.slices) for quirk in q.split('; ') if quirk]
-    names = [(q, quirk.partition(':')[0], quirk.partition(': ')[2], n) for q,quirk,n in both]
-    each = pd.DataFrame(names, columns=['quirks', 'quirk', 'example', 'slices'])
+    each = counts.assign(quirk=counts.quirks.str.split('; ')).explode('quirk')
+    each = each[each.quirk.ne('')]
+    each['example'] = each.quirk.map(lambda quirk: quirk.partition(': ')[2])
+    each['quirk'] = each.quirk.map(lambda quirk: quirk.partition(':')[0])
     ids = table[['quirks', 'study_id', 'series_id']].drop_duplicates().merge(each[['quirks', 'quirk']], on='quirks')
     series = ids.drop_duplicates(['quirk', 'study_id', 'series_id']).groupby('quirk').size()
     res = each.groupby('quirk').agg(slices=('slices', 'sum'), example=('example', 'first')).assign(series=series)
@@ -218,37 +219,48 @@ class QualityReport:
 # %% ../../nbs/data/14_quality.ipynb #668e770d
 HEADERS_ONLY = 'Only headers were read. Files whose pixels cannot be decoded are not told apart yet: `--pixels` (`pixels=True`) decodes them.'
 
+def _cell(value):
+    "A value as a Markdown table takes it"
+    if isinstance(value, (int, np.integer)): return f'{value:,}'
+    return str(value).replace('|', '\\|').replace('\n', ' ')
+
 def _rows(header, rows):
     "A Markdown table, numbers to the right"
-    def cell(value): return f'{value:,}' if isinstance(value, (int, np.integer)) else str(value).replace('|', '\\|').replace('\n', ' ')
-    rows = [list(map(cell, row)) for row in rows]
-    number = [bool(rows) and all(r[i].replace(',', '').isdigit() for r in rows) for i in range(len(header))]
-    ends = ['---:' if right else '---' for right in number]
+    rows = [list(map(_cell, row)) for row in rows]
+    columns = list(zip(*rows)) or [('',)]*len(header)
+    ends = ['---:' if all(text.replace(',', '').isdigit() for text in column) else '---' for column in columns]
     return '\n'.join(f'| {" | ".join(row)} |' for row in [header, ends, *rows])
 
 def _counts(g):
     "Files, usable ones, left out; patients, studies and series of the usable ones"
     ok = g[g.status=='ok']
-    return [len(g), len(ok), len(g)-len(ok), *(int(ok[column].nunique()) for column in ('patient_id', 'study_id', 'series_id'))]
+    ids = ok[['patient_id', 'study_id', 'series_id']]
+    return [len(g), len(ok), len(g)-len(ok), *map(int, ids.nunique())]
 
 def _explained(quirks):
     "Rows of the table of quirks, warnings first"
     rows = [(*row, quirk.grade, quirk.sentence) for row in quirks.itertuples() for quirk in [explain_quirk(row.Index)]]
     return sorted(rows, key=lambda row: row[4] != WARNING)
 
+# %% ../../nbs/data/14_quality.ipynb #906ea05d
+def _shared(report):
+    "How many patients have slices on both sides, and who"
+    share = f'{len(report.shared_patients):,} of {report.slices.patient_id.nunique():,}'
+    return f'{share}: {a_few(report.shared_patients)}' if report.shared_patients else share
+
 def _markdown(report):
-    t,out = report.slices,[f'# Data quality: {Path(report.source).name}', f'*{DISCLAIMER}*', '## Files']
+    "The report as Markdown"
+    t = report.slices
+    quirks = report.quirks
+    out = [f'# Data quality: {Path(report.source).name}', f'*{DISCLAIMER}*', '## Files']
     parts = [[k, *_counts(g)] for k,g in t.groupby('part', sort=False)]
     out.append(_rows('part files usable left-out patients studies series'.split(), parts))
     if not report.decoded: out.append(HEADERS_ONLY)
     if len(report.left_out): out += ['## Left out, by reason', _rows(['reason', 'files'], report.reasons.items())]
-    quirks,orphans = report.quirks,[[k, len(v), a_few(v)] for k,v in report.orphans.items()]
     if len(quirks): out += ['## Quirks', _rows(['quirk', 'slices', 'series', 'example', 'worry?', 'what it means'], _explained(quirks))]
+    orphans = [[k, len(v), a_few(v)] for k,v in report.orphans.items()]
     if orphans: out += ['## CSV and files', _rows(['', 'images', 'such as'], orphans)]
-    if {'train', 'test'} <= set(t.part):
-        n,some = len(report.shared_patients),a_few(report.shared_patients)
-        share = f'{n:,} of {t.patient_id.nunique():,}'
-        out += ['## Patients in both train and test', f'{share}: {some}' if n else share]
+    if {'train', 'test'} <= set(t.part): out += ['## Patients in both train and test', _shared(report)]
     if report.problems: out += ['## Problems with the CSV files', *(f'- {problem}' for problem in report.problems)]
     return '\n\n'.join(out) + '\n'
 

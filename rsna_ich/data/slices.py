@@ -202,8 +202,9 @@ def _add_quirk(table, rows, text):
 def _numbered(names, groups):
     "Each name, with `~2` and so on behind it from the second of its groups on, in the order in which they come"
     pairs = pd.DataFrame(dict(name=names, group=groups)).drop_duplicates()
-    number = pairs.groupby('name').cumcount().to_numpy() + 1
-    new = {(name,group): name if k == 1 else f'{name}~{k}' for name,group,k in zip(pairs.name, pairs.group, number)}
+    number = pairs.groupby('name').cumcount() + 1
+    ending = ('~' + number.astype(str)).where(number.gt(1), '')
+    new = dict(zip(zip(pairs.name, pairs.group), pairs.name + ending))
     return [new[pair] for pair in zip(names, groups)]
 
 def _part_patients(table):
@@ -222,10 +223,12 @@ SAME_MM = 0.01 # two slices nearer than this along the normal lie at one positio
 def _directions(rows):
     "A number for each of the directions that slices face, within `OFF_AXIS` of the first that faces there"
     normals = rows[['nx', 'ny', 'nz']].to_numpy(float)
-    found,numbers = [],[]
-    for n in normals:
-        near = [k for k,other in enumerate(found) if np.isnan(n).any() or n@other >= math.cos(math.radians(OFF_AXIS))]
-        if not near: found.append(n)
+    least = math.cos(math.radians(OFF_AXIS))
+    found = []
+    numbers = []
+    for normal in normals:
+        near = [k for k,other in enumerate(found) if np.isnan(normal).any() or normal@other >= least]
+        if not near: found.append(normal)
         numbers.append(near[0] if near else len(found)-1)
     return numbers
 
@@ -305,7 +308,7 @@ def _passes(rows):
 # %% ../../nbs/data/05_slices.ipynb #8408f768
 def _kinds(rows):
     "A text for each row by which a series is parted whatever the positions are, and what it is parted by"
-    columns = {name: rows[c].astype(object).fillna('') for name,c in dict(kernel='kernel', stack='stack').items() if rows[c].notna().all()}
+    columns = {name: rows[name].astype(object) for name in ('kernel', 'stack') if rows[name].notna().all()}
     columns['orientation'] = pd.Series(_directions(rows), rows.index)
     used = [name for name,values in columns.items() if values.nunique() > 1]
     texts = pd.Series('', rows.index)
@@ -325,12 +328,22 @@ def _parts(rows):
 # %% ../../nbs/data/05_slices.ipynb #e4594195
 def _may_be_several(table):
     "Numbers of the series that are worth a closer look"
-    g = table.groupby(['study_id', 'series_id'])
+    number = table.groupby(['study_id', 'series_id']).ngroup()
+    names = table[['kernel', 'stack']].astype(object).fillna('')
     faces = table[['nx', 'ny', 'nz']].astype(float).round(2)
-    apart = pd.concat([table[['kernel', 'stack']].astype(object).fillna(''), faces], axis=1).groupby(g.ngroup()).nunique().gt(1).any(axis=1)
-    places = table.z_mm.round(2).groupby(g.ngroup())
-    return apart[apart].index.union(places.count().index[places.count() > places.nunique()])
+    differ = pd.concat([names, faces], axis=1).groupby(number).nunique().gt(1).any(axis=1)
+    places = table.z_mm.round(2).groupby(number)
+    crowded = places.count() > places.nunique()
+    return differ.index[differ].union(crowded.index[crowded])
 
+def _names_of_parts(parts, z):
+    "What is put behind a series' identifier for each part: nothing for the largest (the lowest of several), then 001 and so on"
+    size = parts.map(parts.value_counts())
+    least = pd.DataFrame(dict(size=-size, z=z, text=parts)).groupby('text').min()
+    ranked = least.sort_values(['size', 'z', 'text']).index
+    return {text: f'{k:03}' if k else '' for k,text in enumerate(ranked)}
+
+# %% ../../nbs/data/05_slices.ipynb #4ac8a497
 def _part_series(table):
     "Part the series whose slices do not belong together, and make identifiers of series unique"
     usable = table[table.status.eq('ok')]
@@ -340,10 +353,7 @@ def _part_series(table):
     for _,rows in usable[suspects].groupby(number[suspects]):
         parts,used = _parts(rows)
         if parts.nunique() < 2: continue
-        size = parts.map(parts.value_counts())
-        rank = pd.DataFrame(dict(size=-size, z=rows.z_mm, text=parts)).groupby('text').min().sort_values(['size', 'z', 'text'])
-        names = {text: f'{k:03}' if k else '' for k,text in enumerate(rank.index)}
-        part[rows.index] = parts.map(names)
+        part[rows.index] = parts.map(_names_of_parts(parts, rows.z_mm))
         _add_quirk(table, rows.index, f'series parted: by {" and ".join(used)}')
     order = table.assign(part=part).sort_values(['series_id', 'study_id', 'part'])
     table.loc[order.index, 'series_id'] = _numbered(order.series_id, list(zip(order.study_id, order.part)))
@@ -363,41 +373,59 @@ def _pixels(path):
         with open_slice(path) as f: return read_hu(f, name=path)
     except (InputError, OSError): return None
 
+def _equal(a, b):
+    "Are two cells equal, or both empty?"
+    if pd.isna(a) or pd.isna(b): return pd.isna(a) and pd.isna(b)
+    return a == b
+
 def _in_another_coding(a, b):
     "Do two rows show one picture, though their files differ?"
-    same = [(pd.isna(a[column]) and pd.isna(b[column])) or a[column] == b[column] for column in ('study_id', 'z_mm', 'rows', 'cols', 'frame')]
-    if not all(same) or a.transfer_syntax == b.transfer_syntax: return False
-    first,second = _pixels(a.path), _pixels(b.path)
+    same = all(_equal(a[column], b[column]) for column in ('study_id', 'z_mm', 'rows', 'cols', 'frame'))
+    if not same or a.transfer_syntax == b.transfer_syntax: return False
+    first = _pixels(a.path)
+    second = _pixels(b.path)
     if first is None or second is None or first.shape != second.shape: return False
     if 'lossy' not in f'{a.quirks}{b.quirks}': return bool((first == second).all())
     return float(np.abs(first.astype(float) - second).mean()) < SAME_HU
 
 # %% ../../nbs/data/05_slices.ipynb #57e6318b
-def _first_instances(rows):
-    "Rows that share an identifier: those that are images of their own, and {row: (the one it repeats, how)}"
+def _worth(rows):
+    "The numbers of rows that share an identifier, the one to keep first: usable, without loss, `.dcm`, a short path"
     by_worth = dict(bad=rows.status.ne('ok'), lossy=rows.quirks.str.contains('lossy', na=False),
         other=~rows.path.str.lower().str.endswith('.dcm'), length=rows.path.str.len())
-    order = rows.assign(**by_worth).sort_values([*by_worth, 'path']).index
-    kept,copies = [],{}
-    contents = {i: _content(rows.path[i]) for i in order}
-    for i in order:
-        twin = next((k for k in kept if contents[i] and contents[i] == contents[k]), None)
-        if twin is not None: copies[i] = (twin, '')
-        elif rows.status[i] == 'ok':
-            twin = next((k for k in kept if rows.status[k] == 'ok' and _in_another_coding(rows.loc[k], rows.loc[i])), None)
-            if twin is not None: copies[i] = (twin, ' in another coding')
-        if twin is None: kept.append(i)
+    return rows.assign(**by_worth).sort_values([*by_worth, 'path']).index
+
+def _twin(rows, i, kept, contents):
+    "Which of the rows in `kept` row `i` repeats, and how; None where it is an image of its own"
+    for k in kept:
+        if contents[i] and contents[i] == contents[k]: return k, ''
+    if rows.status[i] != 'ok': return None
+    for k in kept:
+        if rows.status[k] == 'ok' and _in_another_coding(rows.loc[k], rows.loc[i]): return k, ' in another coding'
+
+def _first_instances(rows):
+    "Rows that share an identifier: those that are images of their own, and {row: (the one it repeats, how)}"
+    kept = []
+    copies = {}
+    contents = {i: _content(rows.path[i]) for i in rows.index}
+    for i in _worth(rows):
+        twin = _twin(rows, i, kept, contents)
+        if twin: copies[i] = twin
+        else: kept.append(i)
     return kept, copies
 
+# %% ../../nbs/data/05_slices.ipynb #bf0a222e
 def _set_copies_aside(table):
     "Make image identifiers unique, and name what is there twice"
     shared = table.frame.eq(0) & table.image_id.duplicated(keep=False)
     if not shared.any(): return
     for name,rows in table[shared].groupby('image_id'):
         kept,copies = _first_instances(rows)
-        for k,i in enumerate([*kept, *copies]): table.loc[i, 'image_id'] = f'{name}~{k+1}' if k else name
+        for k,i in enumerate([*kept, *copies][1:], 2): table.loc[i, 'image_id'] = f'{name}~{k}'
         if kept[1:]: _add_quirk(table, kept[1:], 'repeated id')
-        for i,(twin,how) in copies.items(): table.loc[i, 'status'] = f'a copy of {os.path.basename(table.path[twin])}{how}'
+        for i,(twin,how) in copies.items():
+            first = os.path.basename(table.path[twin])
+            table.loc[i, 'status'] = f'a copy of {first}{how}'
 
 # %% ../../nbs/data/05_slices.ipynb #a19daa8a
 ORDER_BY = dict(z_mm='position', location='slice location', time='time', instance='instance number', file='file name')
@@ -414,11 +442,17 @@ def _filled(keys, by):
     known = pd.DataFrame(dict(by=by[both], key=keys[both])).groupby('by').key.mean()
     steps = np.sign(np.diff(known))
     if not gaps.any() or len(known) < 2 or not (abs(steps.sum()) == len(steps)): return keys
-    at,value = known.index.to_numpy(float), known.to_numpy(float)
-    inside = np.interp(by[gaps], at, value)
-    before = value[0] + (by[gaps] - at[0])*(value[1] - value[0])/(at[1] - at[0])
-    after = value[-1] + (by[gaps] - at[-1])*(value[-1] - value[-2])/(at[-1] - at[-2])
-    return keys.fillna(pd.Series(np.select([by[gaps] < at[0], by[gaps] > at[-1]], [before, after], inside), keys.index[gaps]))
+    at = known.index.to_numpy(float)
+    value = known.to_numpy(float)
+    wanted = by[gaps]
+    before = _on_line(wanted, at[:2], value[:2])
+    after = _on_line(wanted, at[:-3:-1], value[:-3:-1])
+    found = np.select([wanted < at[0], wanted > at[-1]], [before, after], np.interp(wanted, at, value))
+    return keys.fillna(pd.Series(found, wanted.index))
+
+def _on_line(x, at, value):
+    "The straight line through two points, at `x`"
+    return value[0] + (x - at[0])*(value[1] - value[0])/(at[1] - at[0])
 
 # %% ../../nbs/data/05_slices.ipynb #7ef7a5f2
 def _order_keys(rows):
@@ -453,15 +487,17 @@ def _sorted_rows(table):
     t['_group'] = t.groupby(['study_id', 'series_id'], sort=True).ngroup().to_numpy()
     t['_key'] = t.z_mm.astype(float)
     t['_by'] = 'position'
-    for _,rows in t[t._group.isin(t._group[t.z_mm.isna() & ~t._bad]) & ~t._bad].groupby('_group'):
+    astray = t._group.isin(t._group[t.z_mm.isna() & ~t._bad])
+    for _,rows in t[astray & ~t._bad].groupby('_group'):
         keys,sources = _order_keys(rows)
         t.loc[rows.index, '_key'] = keys
         t.loc[rows.index, '_by'] = sources
     t['_placed'] = t._by.eq('position') & ~t._bad & t.z_mm.notna()
     t = t.sort_values(['_group', '_bad', '_key', 'instance', 'image_id', 'path'], ignore_index=True)
     ok = ~t._bad
-    t['slice_index'] = np.where(ok, ok.groupby(t._group).cumsum().to_numpy()-1, -1).astype('int32')
-    t['n_slices'] = np.where(ok, ok.groupby(t._group).transform('sum').to_numpy(), 0).astype('int32')
+    among = ok.groupby(t._group)
+    t['slice_index'] = np.where(ok, among.cumsum() - 1, -1).astype('int32')
+    t['n_slices'] = np.where(ok, among.transform('sum'), 0).astype('int32')
     return t
 
 # %% ../../nbs/data/05_slices.ipynb #145b218b
@@ -535,7 +571,8 @@ def _shear_quirks(t):
     normal = t[['nx', 'ny', 'nz']].to_numpy(float)
     group = t._group.to_numpy()
     moved = np.diff(position, axis=0, prepend=np.nan)
-    moved[np.r_[True, group[1:] != group[:-1]] | ~t._placed.to_numpy()] = np.nan
+    first = np.r_[True, group[1:] != group[:-1]]
+    moved[first | ~t._placed.to_numpy()] = np.nan
     along = (moved*normal).sum(1)
     across = np.linalg.norm(moved - along[:, None]*normal, axis=1)
     angle = pd.Series(np.degrees(np.arctan2(across, along))).where(along >= SAME_MM)
@@ -601,10 +638,14 @@ def _read_row(path, folder, reason=''):
     except Exception as e: return _unread(path, folder, getattr(e, 'reason', None) or f'{type(e).__name__}: {e}')
 
 # %% ../../nbs/data/05_slices.ipynb #85913ec4
-def _numbers(row):
-    "The numbers of a row as their columns can hold them"
-    found = {column: row[column] for column in (*_INTS, *_FLOATS) if row.get(column) is not None}
-    return {column: float(v) if column in _FLOATS else v if abs(v) < 2**31 else None for column,v in found.items()}
+def _held(value, column):
+    "A number as its column can hold it"
+    if column in _FLOATS: return float(value)
+    return value if abs(value) < 2**31 else None
+
+def _numbers(row): return {column: _held(row[column], column) for column in (*_INTS, *_FLOATS) if row.get(column) is not None}
+
+def _as_pandas(table): return table.to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
 
 def _as_arrow(rows): return pa.Table.from_pylist([row | _numbers(row) for row in rows], schema=_SCHEMA)
 
@@ -633,7 +674,7 @@ def _same_patient_in_a_study(table):
 
 def _finish(tables):
     "Arrow tables to the slices table, with all columns"
-    table = pa.concat_tables(tables).to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
+    table = _as_pandas(pa.concat_tables(tables))
     table['frame'] = table.frame.fillna(0).astype('int32')
     _adopt(table)
     _same_patient_in_a_study(table)
@@ -759,10 +800,12 @@ def frame_rows(
     if 'frame' in table: return table
     many = table.status.eq('ok') & table.quirks.str.contains(_MANY, na=False)
     if not many.any(): return table.assign(frame=np.int32(0))
-    frames = _as_arrow([frame for row in table[many].itertuples() for frame in _rows_of_frames(row)]).to_pandas(types_mapper={pa.int32(): pd.Int32Dtype()}.get)
+    rows = [frame for row in table[many].itertuples() for frame in _rows_of_frames(row)]
+    frames = _as_pandas(_as_arrow(rows))
     _part_series(frames)
     frames = order_slices(frames)[[*COLUMNS, 'frame']]
-    return order_slices(pd.concat([table[~many].assign(frame=np.int32(0)), frames], ignore_index=True)).astype(dict(frame='int32'))
+    others = table[~many].assign(frame=np.int32(0))
+    return order_slices(pd.concat([others, frames], ignore_index=True)).astype(dict(frame='int32'))
 
 # %% ../../nbs/data/05_slices.ipynb #a8a083d8
 def slices_from_headers(

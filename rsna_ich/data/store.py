@@ -57,11 +57,15 @@ def _arrays(rows, pixels):
     "(row, frame, HU) of what was read, and (row, reason) of what was not"
     kept = []
     failed = []
-    for row,o in zip(rows.index, pixels, strict=True):
-        if not isinstance(o, Exception) and (np.ndim(o) not in (2, 3) or not np.size(o)): o = ValueError(f'pixels of shape {np.shape(o)}')
-        if isinstance(o, Exception): failed.append((int(row), getattr(o, 'reason', str(o))))
-        else: kept += [(int(row), frame, hu) for frame,hu in enumerate(o if np.ndim(o) == 3 else [o])]
+    for row,found in zip(rows.index, map(_usable, pixels), strict=True):
+        if isinstance(found, Exception): failed.append((int(row), getattr(found, 'reason', str(found))))
+        else: kept += [(int(row), frame, hu) for frame,hu in enumerate(found if np.ndim(found) == 3 else [found])]
     return kept, failed
+
+def _usable(found):
+    "An error, or pixels of one slice or of several frames; an error for what is neither"
+    if isinstance(found, Exception) or (np.ndim(found) in (2, 3) and np.size(found)): return found
+    return ValueError(f'pixels of shape {np.shape(found)}')
 
 # %% ../../nbs/data/09_store.ipynb #40cc29df
 def _keep_memory():
@@ -82,12 +86,13 @@ def prepare_series(
     seen = kept if sample is None else _arrays(sample, _pixels(read, sample))[0]
     out = np.empty((len(kept), size, size), np.int16)
     boxes = {}
-    for shape in {o.shape for *_,o in kept}:
-        which = [i for i,(*_,o) in enumerate(kept) if o.shape == shape]
-        same = [o for *_,o in seen if o.shape == shape]
+    for shape in {hu.shape for *_,hu in kept}:
+        which = [i for i,(*_,hu) in enumerate(kept) if hu.shape == shape]
+        same = [hu for *_,hu in seen if hu.shape == shape]
         boxes[shape] = head_box(same, pixel_mm=pixel_mm(rows)) if crop and same else whole_box(shape)
         out[which] = prepare([kept[i][2] for i in which], size, box=boxes[shape])[0]
-    return dict(hu=encode(out) if encoding == 'uint8' else out, failed=failed, rows=[(row, frame, *boxes[o.shape]) for row,frame,o in kept])
+    placed = [(row, frame, *boxes[hu.shape]) for row,frame,hu in kept]
+    return dict(hu=encode(out) if encoding == 'uint8' else out, failed=failed, rows=placed)
 
 # %% ../../nbs/data/09_store.ipynb #77394150
 BOX_COLUMNS = ['box_top', 'box_left', 'box_size']
@@ -203,13 +208,13 @@ def result_tables(
     entries # Of the journal
 ) -> tuple: # Slices in the store, in its order; rows left out, with `reason`
     "The two tables of a store from its journal"
-    rows = np.array([o for e in entries for o in e['rows']], dtype=np.int64).reshape(-1, 5)
+    rows = np.array([row for entry in entries for row in entry['rows']], dtype=np.int64).reshape(-1, 5)
     slices = table.iloc[rows[:,0]].reset_index(drop=True)
-    for name,o in zip(BOX_COLUMNS, rows[:,2:].T): slices[name] = o.astype(np.int32)
+    for name,values in zip(BOX_COLUMNS, rows[:,2:].T): slices[name] = values.astype(np.int32)
     more = rows[:,1] > 0 # frames that the slices table does not know of
     slices.loc[more, 'image_id'] += '#' + pd.Series(rows[:,1])[more].astype(str)
     slices['frame'] = np.where(slices.frame.gt(0), slices.frame, rows[:,1]).astype(np.int32)
-    failed = pd.Series(dict(o for e in entries for o in e['failed']), dtype=object)
+    failed = pd.Series(dict(pair for entry in entries for pair in entry['failed']), dtype=object)
     reason = pd.concat([table.status[table.status.ne('ok')].astype(object), failed]).sort_index()
     left_out = table.loc[reason.index, ['image_id', 'path', 'series_id']].assign(reason=reason)
     return slices, left_out.reset_index(drop=True)
@@ -323,13 +328,14 @@ def series_tasks(
 ) -> list: # Pairs of arrays of rows: to prepare; to find the box on (None: the same)
     "The usable rows series by series as the table has them, in each by `slice_index`"
     ok = table[table.status.eq('ok')]
-    key = [o for o in ('study_id', 'series_id') if o in ok]
+    key = [name for name in ('study_id', 'series_id') if name in ok]
     first = ok.groupby(key, sort=False, dropna=False).ngroup()
     rows = ok.index.to_numpy()[np.lexsort([ok.slice_index, first])]
     tasks = []
-    for o in np.split(rows, np.flatnonzero(np.diff(np.sort(first.to_numpy()))) + 1):
-        some = None if len(o) <= PIECE else o[np.linspace(0, len(o)-1, BOX_SLICES).round().astype(int)]
-        tasks += [(o[i:i+PIECE], some) for i in range(0, len(o), PIECE) if len(o)]
+    begins = np.flatnonzero(np.diff(np.sort(first.to_numpy()))) + 1
+    for series in np.split(rows, begins):
+        some = None if len(series) <= PIECE else series[np.linspace(0, len(series)-1, BOX_SLICES).round().astype(int)]
+        tasks += [(series[i:i+PIECE], some) for i in range(0, len(series), PIECE)]
     return tasks
 
 # %% ../../nbs/data/09_store.ipynb #d8aae51e
@@ -354,7 +360,7 @@ def task_results(
     tasks = iter(tasks)
     with Parallel(n_jobs=n_jobs, return_as='generator') as parallel:
         while some := _take(tasks, portion):
-            yield from parallel(delayed(work)(*(None if o is None else table.take(o) for o in rows)) for rows in some)
+            yield from parallel(delayed(work)(*(None if part is None else table.take(part) for part in task)) for task in some)
 
 # %% ../../nbs/data/09_store.ipynb #3aaec19e
 def _leave(work, folder, *task):
@@ -374,7 +380,7 @@ def _leave(work, folder, *task):
 def _spool(folder):
     "A new folder in `folder` for what is on its way; those of killed builds are removed"
     def clear():
-        for o in folder.glob('.spool*'): shutil.rmtree(o, ignore_errors=True)
+        for left in folder.glob('.spool*'): shutil.rmtree(left, ignore_errors=True)
     clear()
     try: yield mkdtemp(prefix='.spool', dir=folder)
     finally: clear()
@@ -392,7 +398,7 @@ def normalised_table(
     table # A slices table, or one with `image_id` and `path` alone
 ) -> pd.DataFrame: # A row a slice
     "The slices table with the columns that the store needs, rows numbered from 0"
-    missing = [o for o in ('image_id', 'path') if o not in table]
+    missing = [name for name in ('image_id', 'path') if name not in table]
     if missing or not len(table): raise InputError('slices table', f'no column {missing[0]}' if missing else 'no rows')
     table = table.reset_index(drop=True)
     table['path'] = table.path.astype(str)
@@ -440,7 +446,7 @@ def build_store(
             if rebuild or not _is_finished(dest, config):
                 if rebuild: (dest/'building.jsonl').unlink(missing_ok=True)
                 _run_build(dest, table, config, n_jobs, read, desc)
-            for o in 'building.jsonl','building.parquet': (dest/o).unlink(missing_ok=True)
+            for name in 'building.jsonl','building.parquet': (dest/name).unlink(missing_ok=True)
     return Store(dest)
 
 def _is_finished(dest, config):
@@ -454,7 +460,7 @@ def _run_build(dest, table, config, n_jobs, read, desc):
     build = _Build(dest, table, config)
     tasks = series_tasks(table)
     slice_bytes = config['size']**2*ENCODINGS[config['encoding']].itemsize
-    done,total = (sum(len(o[0]) for o in part) for part in (tasks[:len(build.entries)], tasks))
+    done,total = (sum(len(task[0]) for task in part) for part in (tasks[:len(build.entries)], tasks))
     if (need := (total-done)*slice_bytes) > (free := shutil.disk_usage(dest).free):
         raise InputError(dest, f'no room: the store needs {need/1e9:.1f} GB more and {free/1e9:.1f} GB are free')
     todo = tasks[len(build.entries):]

@@ -77,7 +77,7 @@ def _resized(values, shape):
 
 def _spacing(turns, row_mm, col_mm):
     "Distance of rows and columns once the picture is upright"
-    row_mm,col_mm = (None if o is None or o != o else float(o) for o in (row_mm, col_mm)) # without NaN and NA
+    row_mm,col_mm = (None if mm is None or mm != mm else float(mm) for mm in (row_mm, col_mm)) # without NaN and NA
     return (col_mm, row_mm) if TRANSPOSED in turns else (row_mm, col_mm)
 
 # %% ../../nbs/data/13_upright.ipynb #2e29e459
@@ -129,7 +129,7 @@ def _one_row(hu, row):
     quirks = str(getattr(row, 'quirks', ''))
     spacing = getattr(row, 'row_mm', None), getattr(row, 'col_mm', None)
     if hu.ndim == 2: return upright(hu, quirks, *spacing)
-    return np.stack([upright(o, quirks, *spacing) for o in hu])
+    return np.stack([upright(picture, quirks, *spacing) for picture in hu])
 
 def read_series(
     rows, # Some rows of the slices table

@@ -95,9 +95,12 @@ def _hu(voxels, slope, intercept):
         if not known.any(): raise ValueError('none of its voxels is a number')
         voxels = np.where(known, voxels, (-1024 - intercept)/slope)
     lowest,highest = (float(value)*slope + intercept for value in (voxels.min(), voxels.max()))
-    if abs(highest - lowest) < SMALL: raise ValueError(f'values from {min(lowest, highest):g} to {max(lowest, highest):g}: not Hounsfield units')
+    lowest,highest = sorted((lowest, highest)) # a slope may be negative
+    if highest - lowest < SMALL: raise ValueError(f'values from {lowest:g} to {highest:g}: not Hounsfield units')
     out = np.empty(voxels.shape, np.int16)
-    for k in range(voxels.shape[2]): out[..., k] = np.clip(np.rint(voxels[..., k].astype('float64')*slope + intercept), -2**15, 2**15 - 1)
+    for k in range(voxels.shape[2]): # a volume in float64 would take four times the memory
+        exact = voxels[..., k].astype('float64')*slope + intercept
+        out[..., k] = np.clip(np.rint(exact), -2**15, 2**15 - 1)
     return out
 
 # %% ../../nbs/data/02_volumes.ipynb #vol00012

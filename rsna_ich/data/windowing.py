@@ -153,9 +153,10 @@ def metadata(
             raise ValueError(f'{int((~usable).sum())} of {len(center)} images have no usable window in their header')
         where = _library(hu).where
         fallback = Window(*fallback)
-        center,width = (where(usable, o, _column(v, hu)) for o,v in zip((center, width), fallback))
-    if len(center)>1: center,width = center.reshape(*lead, 1, 1),width.reshape(*lead, 1, 1)
-    elif not lead: center,width = center[0],width[0]
+        center = where(usable, center, _column(fallback.center, hu))
+        width = where(usable, width, _column(fallback.width, hu))
+    if len(center)>1: center,width = (v.reshape(*lead, 1, 1) for v in (center, width))
+    elif not lead: center,width = (v[0] for v in (center, width))
     x = hu - (center-width/2)
     x /= width
     return _unit_(x)[..., None, :, :]
@@ -302,7 +303,7 @@ def frequency(
     "Histogram equalisation: the breakpoints in `bins` become evenly spaced greys, with straight lines between"
     hu = _as_hu(hu)
     flat = (hu if _is_tensor(hu) else hu.astype(np.float32)).reshape(-1, hu.shape[-2]*hu.shape[-1])
-    if bins is None: out = _library(hu).stack([_equalise(o, frequency_bins(o, n_bins)) for o in flat])
+    if bins is None: out = _library(hu).stack([_equalise(image, frequency_bins(image, n_bins)) for image in flat])
     else:
         bins = _column(bins, hu)[:, 0, 0]
         if not (bins[1:]>bins[:-1]).all(): raise ValueError('the breakpoints must rise strictly')

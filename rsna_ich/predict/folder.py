@@ -166,7 +166,9 @@ def _quirk_words(rows):
     for quirk in warnings_of(rows.quirks):
         n = int(rows.quirks.fillna('').str.contains(quirk, regex=False).sum())
         some = '' if n == len(rows) else f' ({n} of {len(rows)} slices)'
-        yield f'{quirk}{some}: {explain_quirk(quirk).sentence.rstrip(".")}'
+        known = explain_quirk(quirk)
+        detail = f' ({known.detail})' if known.detail else ''
+        yield f'{known.name}{detail}{some}: {known.sentence.rstrip(".")}'
 
 def study_warnings(
     rows # Of one study, as `slices_table` gives them

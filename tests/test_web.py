@@ -279,6 +279,14 @@ def test_a_wrong_file_gets_a_reason(page, address, tmp_path):
     page.get_by_role('button', name='Remove', exact=True).click()
 
 
+def test_a_dropped_file_is_sent(page, address):
+    page.goto(address)
+    dropped = page.evaluate_handle('() => { const d = new DataTransfer(); d.items.add(new File(["no picture"], "dropped.txt")); return d; }')
+    page.dispatch_event('.drop', 'drop', dict(dataTransfer=dropped))
+    page.wait_for_selector('tr:has-text("dropped.txt"):has-text("no DICOM files in it")', timeout=ANSWER)
+    page.get_by_role('button', name='Remove', exact=True).click()
+
+
 def test_two_sessions_are_apart(page, address, browser):
     page.goto(address)
     link = page.locator('a[href^="/study/"]').first.get_attribute('href')

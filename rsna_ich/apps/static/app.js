@@ -44,8 +44,8 @@ if (form) {
   drop.addEventListener('dragleave', () => drop.classList.remove('over'));
   drop.addEventListener('drop', async e => {
     e.preventDefault(); drop.classList.remove('over');
-    const entries = [...e.dataTransfer.items].map(i => i.webkitGetAsEntry()).filter(Boolean);
-    send(form, (await Promise.all(entries.map(o => below(o)))).flat());
+    const dropped = [...e.dataTransfer.items].filter(i => i.kind === 'file').map(i => [i.webkitGetAsEntry(), i.getAsFile()]); // a file that is on no disk has no entry
+    send(form, (await Promise.all(dropped.map(([entry, file]) => entry ? below(entry) : [[file, file.name]]))).flat());
   });
 }
 

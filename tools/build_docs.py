@@ -52,7 +52,11 @@ FIGURE = re.compile('data:image/png;base64,([A-Za-z0-9+/=]+)')
 # A line of the sidebar: its wrappers, on every page for every page, would be half a megabyte
 SIDEBAR_LINE = re.compile(r'<div class="sidebar-item-container">(<a href=[^>]*>)<span class="menu-text">([^<]*)</span></a></div>')
 # Operators and numbers in code: their wrappers, .9 megabytes, would give them a colour that hardly differs
-OPERATOR = re.compile(r'<span class="(?:op|dv|fl)">([^<]*)</span>')
+OPERATOR = re.compile(r'<span class="(?:op|dv|fl|bu)">([^<]*)</span>')
+# All other colours of code: fifty thousand wrappers, which are shorter so
+COLOURED = re.compile(r'<span class="(kw|cf|st|ch|ss|co|do|fu|im|bn|dt|er|pp|at|cn|va|sc)">([^<]*)</span>')
+COLOUR_RULE = re.compile(r'code span\.(kw|cf|st|ch|ss|co|do|fu|im|bn|dt|er|pp|at|cn|va|sc)\b')
+ICON_RULE = re.compile(r'\.(bi-[\w-]+)::before\s*\{[^}]*\}')
 OLD_FONT = re.compile(r',\s*url\([^)]*\.woff\?[^)]*\)\s*format\("woff"\)')  # beside woff2, which every browser of today reads
 SEARCHED = 200  # letters of each section that the search knows
 WEBP_QUALITY = 50  # of 100: letters and the grain of a CT stay legible
@@ -232,6 +236,28 @@ def from_elsewhere(
     return [f'{p.relative_to(site)}: {m[0]}' for p, text in pages.items() for m in ELSEWHERE.finditer(text)]
 
 
+def lighter_code(
+    text # HTML of a page
+): # The same with short wrappers round what is coloured
+    "Code in fewer bytes"
+    return COLOURED.sub(r'<i class=\1>\2</i>', OPERATOR.sub(r'\1', text))
+
+
+def lighter_styles(
+    site # Folder of the site
+):
+    "Rules for code as `lighter_code` has it, and for the icons that the site shows"
+    sheet = site/'site_libs/smalldocs.css'
+    text = sheet.read_text(encoding='utf-8')
+    if not COLOUR_RULE.search(text): raise SystemExit('smalldocs colours code in another way than the version that is pinned')
+    sheet.write_text('code i { font-style: normal; }\n' + COLOUR_RULE.sub(r'code i.\1', text), encoding='utf-8')
+    icons = site/'site_libs/bootstrap-icons/bootstrap-icons.min.css'
+    others = (p for p in site.rglob('*') if p.suffix in ('.html', '.js', '.css') and p != icons)
+    used = {name for p in others for name in re.findall(r'\bbi-[\w-]+', p.read_text(encoding='utf-8'))}
+    kept = ICON_RULE.sub(lambda m: m[0] if m[1] in used else '', icons.read_text(encoding='utf-8'))
+    icons.write_text(kept, encoding='utf-8')
+
+
 def self_contained(
     site # Folder of the site
 ):
@@ -253,8 +279,9 @@ def self_contained(
     for font in site.rglob('*.woff'): font.unlink()
     for page in site.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
-        made = OPERATOR.sub(r'\1', SIDEBAR_LINE.sub(r'\1\2</a>', small_figures(mathml(text))))
+        made = lighter_code(SIDEBAR_LINE.sub(r'\1\2</a>', small_figures(mathml(text))))
         if made != text: page.write_text(made, encoding='utf-8')
+    lighter_styles(site)
     if loaded := from_elsewhere(site): raise SystemExit('These pages load something from elsewhere:\n' + '\n'.join(loaded))
 
 

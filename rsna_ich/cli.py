@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from . import __version__
 from .core import DISCLAIMER, InputError, MissingExtra, a_few, did_you_mean, needs_extra
@@ -112,6 +112,27 @@ def _run(f, kwargs):
     except (InputError, MissingExtra, OSError) as e: _fail(e)
     except KeyboardInterrupt: _fail('stopped' + ('; the same command goes on from here' if name in RESUMES else ''), 130)
 
+# %% ../nbs/04_cli.ipynb #072753e5
+_MOST_WORDS = 12 # of a path that is looked for
+_FIRST = 40 # words of a command line that are looked at
+
+def _unquoted(words):
+    "Something that is there and whose name was given as several words, the longest such name; None where there is none"
+    words = words[:_FIRST]
+    runs = [words[k:k+n] for n in range(_MOST_WORDS, 1, -1) for k in range(len(words) - n + 1)]
+    names = (' '.join(run) for run in runs if not any(word.startswith('-') for word in run))
+    return next((name for name in names if os.path.exists(name)), None)
+
+class _Spaced(TyperCommand):
+    "A command that says what is missing around a path with spaces"
+    def parse_args(self, ctx, args):
+        words = list(args)
+        try: return super().parse_args(ctx, args)
+        except Exception as e:
+            name = _unquoted(words) if 'extra argument' in getattr(e, 'message', '') else None
+            if name: e.message += f'. A path with spaces wants quotes: {shlex.quote(name)}'
+            raise
+
 # %% ../nbs/04_cli.ipynb #d861a634
 def command(
     heading:str, # Under which it is listed
@@ -129,7 +150,7 @@ def command(
         described = [_described(p, notes.get(p.name, '')) for p in parameters]
         run.__signature__ = inspect.Signature([*described, _WITH] if called in OWN_CODE else described)
         options = dict(help=f.__doc__.replace('`', ''), epilog=f'Example: ich {example}', rich_help_panel=heading)
-        (within or app).command(called, **options)(run)
+        (within or app).command(called, cls=_Spaced, **options)(run)
         return f
     return decorate
 

@@ -50,6 +50,13 @@ def harmless_path(
     if leads_out or not parts: raise InputError(name[:120], 'its path leads out of the folder: not unpacked')
     return Path(*map(_harmless_part, parts[-DEEPEST:]))
 
+# %% ../../nbs/apps/05_uploads.ipynb #c0a99dd9
+def _shown_name(name):
+    "The last part of a name as a browser gives it, to be shown: what is no letter, digit or sign becomes _"
+    last = re.split(r'[\\/]', name)[-1]
+    clean = ''.join(sign if sign.isprintable() else '_' for sign in last)
+    return clean if len(clean) <= _LONGEST else f'{clean[:_LONGEST - 13]}…{clean[-12:]}'
+
 # %% ../../nbs/apps/05_uploads.ipynb #8da2b56c
 def free_path(
     path # Where a file should go
@@ -81,6 +88,7 @@ class Receiver:
         self.bytes = 0
         self.files = 0
         self.refused = [] # of (name, reason)
+        self.kept = [] # names of the files that were kept, as they are shown
         self._ended = False
         config = dict(UPLOAD_DIR=str(folder), UPLOAD_DELETE_TMP=False, MAX_FIELDS=20, MAX_FIELD_SIZE=2**16) # temporary files are renamed, or removed with the folder
         self._parser = FormParser('multipart/form-data', None, self._keep, self._end, options[b'boundary'], config=config)
@@ -126,6 +134,7 @@ def _write_file(self:Receiver, file, name):
     try:
         target = free_path(self.folder/harmless_path(name))
         _move_content(file, target)
+        self.kept.append(_shown_name(name))
     except InputError as e: self.refused.append((e.path, e.reason))
     except OSError as e: self.refused.append((name[:120], f'could not be kept: {e.strerror}'))
 

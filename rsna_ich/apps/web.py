@@ -394,10 +394,9 @@ def _upload_state(req, upload:str):
 # %% ../../nbs/apps/05_web.ipynb #fe1bc1c2
 _log = logging.getLogger('rsna_ich.app')
 
-def _title(folder, count):
-    "What an upload is called"
-    if count != 1: return f'{count} files'
-    return next(path.name for path in folder.rglob('*') if path.is_file())
+def _title(names):
+    "What an upload of files with these names is called"
+    return names[0] if len(names) == 1 else f'{len(names)} files'
 
 # %% ../../nbs/apps/05_web.ipynb #652d8a94
 async def _receive_files(req, upload, limits):
@@ -406,9 +405,8 @@ async def _receive_files(req, upload, limits):
     async with asyncio.timeout(limits.upload_seconds):
         async for chunk in req.stream(): receiver.write(chunk)
     receiver.finish()
-    kept = receiver.files - len(receiver.refused)
-    if not kept: raise InputError('upload', f'{receiver.refused[0][0]}: {receiver.refused[0][1]}')
-    upload.title = _title(upload.folder/'received', kept)
+    if not receiver.kept: raise InputError('upload', f'{receiver.refused[0][0]}: {receiver.refused[0][1]}')
+    upload.title = _title(receiver.kept)
     upload.refused = receiver.refused
     _log.info('upload of %d files, %.1f MB', receiver.files, receiver.bytes/2**20)
 

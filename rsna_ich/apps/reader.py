@@ -169,6 +169,13 @@ def _about_upload(found, predictor, refused, segmenter):
     return dict(model=predictor.config['name'], about=found.about, seconds=round(found.seconds, 2), left_out=refused + lost, skipped=list(found.skipped),
                 outliner={name: outliner.get(name, '') for name in ('name', 'trained_on')})
 
+# %% ../../nbs/apps/05_reader.ipynb #fe8135d4
+def _name_after_files(found):
+    "Call patients without an ID after their files alone"
+    studies = found.studies
+    unnamed = studies.patient_id.eq(studies.study_id)
+    studies.loc[unnamed, 'patient_id'] = studies.patient_id[unnamed].str.replace(r'^files(/|$)', '', regex=True)
+
 # %% ../../nbs/apps/05_reader.ipynb #bc318011
 def answer_upload(
     folder, # Of the upload, with the files in `received`
@@ -183,6 +190,7 @@ def answer_upload(
     refused = unpack_upload(folder/'received', folder/'files', limits)
     say('reading and asking the model')
     found = predictor.predict(folder/'files', n_jobs=1)
+    _name_after_files(found)
     if not len(found.studies): raise InputError('upload', f'nothing of it could be read: {a_few(found.left_out.reason.unique(), 2)}')
     n_slices = int(found.studies.n_slices.sum())
     say(f'drawing {counted(n_slices, "slice")} of {counted(len(found.studies), "study", "studies")}')

@@ -235,12 +235,17 @@ def _take(header, dataset, keywords):
         else:
             if value is not None: header[here] = value
 
+def _quirks(ds, path):
+    "Quirks of a dataset; a NIfTI volume never says a scale of DICOM's, as its values are HU by convention"
+    quirks = quirks_of(ds)
+    return [quirk for quirk in quirks if quirk != 'no rescale'] if is_nifti(_called(path)) else quirks
+
 def _slow_fields(path):
     "The same through `dicom.read_header`"
     if hasattr(path, 'read'): path.seek(0)
     ds = read_header(path if hasattr(path, 'read') else open_slice(path), name=_called(path))
     syntax = str(getattr(ds, 'file_meta', {}).get('TransferSyntaxUID', ''))
-    header = Header(TransferSyntaxUID=syntax, Reason=header_reason(ds), Quirks=quirks_of(ds))
+    header = Header(TransferSyntaxUID=syntax, Reason=header_reason(ds), Quirks=_quirks(ds, path))
     _take(header, ds, FIELDS)
     if ds.get('ContrastBolusAgentSequence'): header.setdefault('ContrastBolusAgent', 'given')
     frames = _frames(header, ds)

@@ -150,19 +150,32 @@ def _uid(value): return UID(value if isinstance(value, str) else 'none', validat
 # %% ../../nbs/data/01_dicom.ipynb #ecea49f1
 PAIR = 'half of an Analyze or NIfTI pair (.hdr and .img), which is not read: make one NIfTI file of both, .nii or .nii.gz'
 
-def _no_dicom(name):
-    "Why a file that is no DICOM is not read"
-    plain = str(name).lower().removesuffix('.gz')
-    return PAIR if plain.endswith(('.hdr', '.img')) else 'not a DICOM file'
+_PICTURES = {b'\x89PNG\r\n\x1a\n': 'PNG', b'\xff\xd8\xff': 'JPEG'} # by their first bytes
+_ENDINGS = ('.png', '.jpg', '.jpeg') # of the pictures that are looked for
+
+def _no_dicom(name, start=b'some'):
+    "Why a file with this name and these first bytes is not read, being no DICOM"
+    plain = str(name).lower()
+    if plain.removesuffix('.gz').endswith(('.hdr', '.img')): return PAIR
+    if not start: return 'not a DICOM file: it is empty'
+    kind = next((kind for mark,kind in _PICTURES.items() if start.startswith(mark)), None)
+    if kind is None: return 'not a DICOM file'
+    named = '' if plain.endswith(_ENDINGS) else f' once its name ends in .{kind.lower()}'
+    return f'not a DICOM file: a {kind} picture, which ich predict --pictures reads{named}'
 
 # %% ../../nbs/data/01_dicom.ipynb #c54c6a5f
+def _start(f):
+    "The first bytes of an open file"
+    f.seek(0)
+    return f.read(8)
+
 def _parse(f, name, **kwargs):
     "The dataset in an open file; its `read_warnings` hold what pydicom complained about"
     found = []
     try:
         with _collected(found): ds = _dataset(f, found, **kwargs)
         _check_lengths(ds)
-    except InvalidDicomError: raise SliceError(name, _no_dicom(name)) from None
+    except InvalidDicomError: raise SliceError(name, _no_dicom(name, _start(f))) from None
     except OSError as e: raise SliceError(name, f'cannot be read: {e.strerror or _brief(e)}') from None
     except Exception as e: raise SliceError(name, f'damaged DICOM: {_brief(e)}') from None
     ds.read_warnings = found

@@ -99,6 +99,12 @@ def _fail(message, status=2):
     typer.echo(f'ich: {message}', err=True)
     raise typer.Exit(status) from None
 
+def _in_the_way(error):
+    "Which file stands where a folder is wanted, in a line; None where there is none"
+    named = [Path(name) for name in (error.filename2, error.filename) if isinstance(name, (str, Path))]
+    for path in (step for name in named for step in (name, *name.parents)):
+        if path.is_file(): return f'{path}: is a file where a folder is wanted'
+
 def _run(f, kwargs):
     "Call a command; errors that are the user's to mend become one line and a status"
     name = f.__name__.strip('_').replace('_', ' ')
@@ -108,7 +114,7 @@ def _run(f, kwargs):
         if own: _load_own(own)
         with needs_extra(f'ich {name}'): return f(**kwargs)
     except BrokenPipeError: raise
-    except (FileExistsError, NotADirectoryError) as e: _fail(f'{e.filename}: is a file where a folder is wanted')
+    except (FileExistsError, NotADirectoryError) as e: _fail(_in_the_way(e) or e)
     except (InputError, MissingExtra, OSError) as e: _fail(e)
     except KeyboardInterrupt: _fail('stopped' + ('; the same command goes on from here' if name in RESUMES else ''), 130)
 

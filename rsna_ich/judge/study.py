@@ -259,5 +259,6 @@ def show_volume(
     some = read.iloc[at].assign(positive=0, any=np.nan)
     figure = show_slices(some, titles=[f'{k + 1}: {z:.0f} mm' for k,z in zip(at, some.z_mm)])
     side = pixel_mm(read)
-    figure.suptitle(f'{Path(path).name}: {len(read)} slices, pixels of {side:.2f} mm', fontsize=10)
+    size = f'pixels of {side:.2f} mm' if side else 'no size of a pixel'
+    figure.suptitle(f'{Path(path).name}: {len(read)} slices, {size}', fontsize=10)
     return figure

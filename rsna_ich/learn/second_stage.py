@@ -399,7 +399,8 @@ def give_second_stage(
     recipe = config['recipe']
     if 'second_stage' in config: return None
     if recipe['second_stage']: return finish_run(run, recipe['specificity'])
-    start = find_weights(recipe['backbone'], recipe['pretrained'])
+    try: start = find_weights(recipe['backbone'], recipe['pretrained'])
+    except InputError as e: return warnings.warn(f'{bundle} keeps no second stage: the bundle that it went on from is gone ({e})')
     if start is None or not start.is_dir(): return None
     held,embeddings = pd.read_parquet(Path(run)/'held_out.parquet'), np.load(Path(run)/'embeddings.npy')
     return keep_second_stage(bundle, start, held, embeddings, recipe['specificity'])

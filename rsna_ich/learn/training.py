@@ -636,6 +636,7 @@ def train(self:_Order):
         bundles += made
         weights += [weight/len(made)]*len(made)
     if not self.single and not rank_distrib(): pack_bundles(self.folder/'bundle', bundles, weights, name=self.recipe.name)
+    if self.finish and not rank_distrib(): (self.folder/'finished').touch()
     distrib_barrier()
     return self.folder/'bundle'
 

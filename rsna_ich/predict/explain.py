@@ -178,7 +178,8 @@ def _on_grid(features, body):
     width = body.num_features
     if features.ndim == 4 and features.shape[1] == width: return features, lambda grid: grid
     if features.ndim == 4 and features.shape[3] == width: return features.movedim(3, 1), lambda grid: grid.movedim(1, 3)
-    if features.ndim != 3 or features.shape[2] != width or not hasattr(body, 'num_prefix_tokens'): return None
+    tokens = hasattr(body, 'num_prefix_tokens') and hasattr(getattr(body, 'patch_embed', None), 'grid_size')
+    if features.ndim != 3 or features.shape[2] != width or not tokens: return None
     return _tokens_on_grid(features, body)
 
 def _tokens_on_grid(tokens, body):
@@ -200,8 +201,10 @@ def _last_layer(model, x):
         found = _on_grid(features, body) if torch.is_tensor(features) else None
         if found and found[0][0, 0].numel() > 1: seen.append(layer)
     hooks = [layer.register_forward_hook(note) for layer in body.modules()]
-    with torch.inference_mode(): model(x[:1])
-    for hook in hooks: hook.remove()
+    try:
+        with torch.inference_mode(): model(x[:1])
+    finally:
+        for hook in hooks: hook.remove()
     if not seen: raise ValueError(f'{model.backbone} has no layer with places; use occlusion_map')
     return seen[-1]
 
@@ -210,14 +213,16 @@ def grad_cam(
     model, # A `SliceModel` of any backbone
     x, # Windows as the model reads them, (n, channels, H, W)
     subtype:str='any', # Whose logit
-    layer=None # A module of `model` whose output has places; the last one unless given
+    layer=None # A module of `model` whose output has places, (n, channels, h, w) or tokens; the last one unless given
 ) -> np.ndarray: # (n, h, w), at least 0
-    "Where a logit comes from by its gradients (Selvaraju and others, 2017); raises `MissingExtra` without captum"
+    "Where a logit comes from by its gradients (Selvaraju and others, 2017); raises `MissingExtra` without captum, `ValueError` for a layer without places"
     import torch
     with needs_extra('Grad-CAM'): from captum.attr import LayerGradCam
     grid = torch.nn.Identity() # the layer that captum looks at
     def through_grid(_, __, features):
-        places,back = _on_grid(features, model.body)
+        found = _on_grid(features, model.body)
+        if found is None and features.ndim != 4: raise ValueError(f'this layer of {model.backbone} has no places')
+        places,back = found or (features, lambda grid: grid)
         return back(grid(places))
     hook = (layer or _last_layer(model, x)).register_forward_hook(through_grid)
     try: maps = LayerGradCam(model, grid).attribute(x, SUBTYPES.index(subtype), relu_attributions=True)

@@ -469,13 +469,9 @@ def _predictor(*args, **kwargs):
 def _counts(found):
     "How many slices were read and called positive, in words"
     from rsna_ich.predict.folder import lost_in_words
-    left = lost_in_words(found.lost)
-    ok = found.slices.status.eq('ok')
-    if not ok.any(): return f'no slice could be read: {left}'
-    slices = _n(ok.sum(), 'slice')
-    studies = _n(found.slices.study_id[ok].nunique(), 'study', 'studies')
-    positive = int(found.slices.positive.sum())
-    return f'{slices} of {studies}, {positive:,} called positive; {left}; {found.seconds:.1f} s'
+    from rsna_ich.predict.look import in_short
+    if found.slices.status.eq('ok').any(): return in_short(found)
+    return f'no slice could be read: {lost_in_words(found.lost)}'
 
 # %% ../nbs/04_cli.ipynb #0be30627
 def _studies_by_warning(slices):

@@ -231,7 +231,8 @@ def real_series(source):
     labels = real_data('rsna_slices', 'labels.csv')
     if labels is None: return None
     table = pd.read_csv(labels)
-    return [labels.parent/name for name in table.file[table.patient.eq('ID_fff502d5')]]  # the one whole series of the competition
+    longest = table.patient.mode()[0]  # of whom there is a whole series; of the others there are single slices
+    return [labels.parent/name for name in table.file[table.patient.eq(longest)]]
 
 
 def as_sent(path, target):
@@ -264,7 +265,9 @@ def test_real_studies_go_through_orthanc(source, orthanc, tmp_path):
     assert len(table) == len(slices)
     objects = orthanc.objects(tmp_path/'got')
     assert load_results(objects, {uid: slices}) == [uid]
-    for path in [path for kind in ('SR', 'SEG', 'OT') for path in objects.get(kind, []) if VALIDATOR]:
+    assert objects['SR']
+    if not VALIDATOR: pytest.skip('all but the validity of what came back: dciodvfy is not installed')
+    for path in [path for kind in ('SR', 'SEG', 'OT') for path in objects.get(kind, [])]:
         said = subprocess.run([VALIDATOR, '-new', path], capture_output=True, text=True, timeout=60)
         assert [line for line in (said.stdout + said.stderr).splitlines() if line.startswith('Error')] == []
 

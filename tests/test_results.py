@@ -38,7 +38,7 @@ def rsna(folder):
     labels = real_data('rsna_slices', 'labels.csv')
     if labels is None: return None
     table = pd.read_csv(labels)
-    return [str(labels.parent/name) for name in table.file[table.patient.eq('ID_fff502d5')]]
+    return [str(labels.parent/name) for name in table.file[table.patient.eq(table.patient.mode()[0])]]
 
 
 def errors_of(path):

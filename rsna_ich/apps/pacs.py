@@ -255,7 +255,8 @@ def _read_authority(path):
     "The file of an authority as text, once it is known to hold a certificate"
     try: ssl.create_default_context(cafile=path)
     except FileNotFoundError: raise InputError(path, 'no such file') from None
-    except (OSError, ValueError): raise InputError(path, 'no certificate in PEM form') from None # a directory, a key, something else
+    except (ssl.SSLError, ValueError): raise InputError(path, 'no certificate in PEM form') from None # a key, something else
+    except OSError as error: raise InputError(path, error.strerror.lower()) from None
     return str(path)
 
 def read_service(

@@ -12,7 +12,7 @@ __all__ = ['IDENTITY', 'KEPT', 'CT_IMAGE', 'UIDS', 'PRIVATE', 'FINDING_SITES', '
            'study_objects', 'write_results', 'drawn_of']
 
 # %% ../../nbs/apps/06_results.ipynb #6823bf67
-import re, textwrap, uuid, warnings
+import textwrap, uuid, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from ..core import DISCLAIMER, InputError, atomic_path, progress
 from ..data.dicom import read_header
 from ..data.files import file_name, open_slice
 from ..data.slices import RESULT_SERIES, USUAL_THICKNESS
-from ..data.upright import as_stored, pixel_mm, read_series
+from ..data.upright import as_stored, read_series
 from ..data.windowing import BRAIN, apply_window
 from ..labels import SUBTYPES
 from ..predict.explain import draws_maps, inside, outlined, point_out
@@ -328,6 +328,7 @@ def _no_place(headers):
     for name in _PLACED:
         if any(name not in header for header in headers): return f'no segmentation: {name} is absent'
     if len({(header.Rows, header.Columns) for header in headers}) > 1: return 'no segmentation: the slices differ in size'
+
 def _why_no_segmentation(rows, headers, kinds):
     "Why a series gets no segmentation, or None"
     if not kinds: return 'nothing is drawn'

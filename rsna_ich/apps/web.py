@@ -32,7 +32,7 @@ from ..judge.viewers import OVERLAY_COLOURS, PRESETS
 from ..labels import SUBTYPES
 from ..model.bundle import find_bundle, read_ensemble
 from ..page import CSS
-from ..predict.look import counted
+from ..predict.folder import counted
 
 # %% ../../nbs/apps/05_web.ipynb #1df732e4
 WEB_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; "

@@ -9,7 +9,7 @@ __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'MAX_READS', 'MAX_INFLATED', 'PAIR', 'LONG
            'GuardedFile', 'header_reason', 'read_header', 'hu_from_dataset', 'read_hu', 'quirks_of']
 
 # %% ../../nbs/data/01_dicom.ipynb #b1664a9d
-import io, re, struct, warnings, zlib
+import io, re, warnings, zlib
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from itertools import zip_longest

@@ -10,7 +10,7 @@ __all__ = ['NOTE', 'WARNING', 'QUIRK_SENTENCES', 'HEADERS_ONLY', 'DECODED', 'Qui
            'check_folder']
 
 # %% ../../nbs/data/14_quality.ipynb #14ad63d9
-import os, re, zipfile
+import os, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple

@@ -11,7 +11,7 @@ __all__ = ['COLUMNS', 'STEEP', 'SCOUT', 'NO_SLICES', 'USUAL_THICKNESS', 'RESULT_
            'frame_rows', 'slices_from_headers']
 
 # %% ../../nbs/data/05_slices.ipynb #b1b303cf
-import functools, hashlib, itertools, math, os, re, shutil
+import hashlib, itertools, math, os, re, shutil
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa

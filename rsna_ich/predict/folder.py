@@ -20,7 +20,7 @@ import pandas as pd
 from ..core import Journal, a_few, atomic_path
 from ..data.files import list_files
 from ..data.likeness import no_picture
-from ..data.quality import explain_quirk, left_out_rows, warnings_of
+from ..data.quality import explain_quirk, warnings_of
 from ..data.slices import files_key, frame_rows, read_slices
 from ..data.upright import read_series
 from ..labels import SUBTYPES, write_submission

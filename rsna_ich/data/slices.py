@@ -373,15 +373,13 @@ def _pixels(path):
         with open_slice(path) as f: return read_hu(f, name=path)
     except (InputError, OSError): return None
 
-def _equal(a, b):
-    "Are two cells equal, or both empty?"
-    if pd.isna(a) or pd.isna(b): return pd.isna(a) and pd.isna(b)
-    return a == b
+def _spot(row):
+    "What two codings of one picture share"
+    values = row[['study_id', 'z_mm', 'rows', 'cols', 'frame']]
+    return tuple(values.where(values.notna(), None))
 
-def _in_another_coding(a, b):
-    "Do two rows show one picture, though their files differ?"
-    same = all(_equal(a[column], b[column]) for column in ('study_id', 'z_mm', 'rows', 'cols', 'frame'))
-    if not same or a.transfer_syntax == b.transfer_syntax: return False
+def _same_picture(a, b):
+    "Do two rows of one place, whose files are coded in two ways, show one picture?"
     first = _pixels(a.path)
     second = _pixels(b.path)
     if first is None or second is None or first.shape != second.shape: return False
@@ -395,23 +393,27 @@ def _worth(rows):
         other=~rows.path.str.lower().str.endswith('.dcm'), length=rows.path.str.len())
     return rows.assign(**by_worth).sort_values([*by_worth, 'path']).index
 
-def _twin(rows, i, kept, contents):
-    "Which of the rows in `kept` row `i` repeats, and how; None where it is an image of its own"
-    for k in kept:
-        if contents[i] and contents[i] == contents[k]: return k, ''
+def _twin(rows, i, content, by_content, by_place):
+    "Which of the rows that are kept row `i` repeats, and how; None where it is an image of its own"
+    if content in by_content: return by_content[content], ''
     if rows.status[i] != 'ok': return None
-    for k in kept:
-        if rows.status[k] == 'ok' and _in_another_coding(rows.loc[k], rows.loc[i]): return k, ' in another coding'
+    for k in by_place.get(_spot(rows.loc[i]), ()):
+        if rows.transfer_syntax[k] != rows.transfer_syntax[i] and _same_picture(rows.loc[k], rows.loc[i]): return k, ' in another coding'
 
 def _first_instances(rows):
     "Rows that share an identifier: those that are images of their own, and {row: (the one it repeats, how)}"
     kept = []
     copies = {}
-    contents = {i: _content(rows.path[i]) for i in rows.index}
+    by_content = {} # row by what is in its file
+    by_place = {} # usable rows by what codings of one picture share, so that thousands under one identifier are not compared each with each
     for i in _worth(rows):
-        twin = _twin(rows, i, kept, contents)
+        content = _content(rows.path[i])
+        twin = _twin(rows, i, content, by_content, by_place)
         if twin: copies[i] = twin
-        else: kept.append(i)
+        else:
+            kept.append(i)
+            if content: by_content[content] = i
+            if rows.status[i] == 'ok': by_place.setdefault(_spot(rows.loc[i]), []).append(i)
     return kept, copies
 
 # %% ../../nbs/data/05_slices.ipynb #bf0a222e

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from . import __version__
-from .core import DISCLAIMER, InputError, MissingExtra, a_few, did_you_mean, needs_extra
+from .core import DISCLAIMER, InputError, MissingExtra, a_few, counted, did_you_mean, needs_extra
 
 # %% ../nbs/04_cli.ipynb #c9628879
 class _Headed(TyperGroup):
@@ -182,10 +182,6 @@ def _left_out(rows, out=None):
     place = f', all in {out}' if out else ''
     if len(rows) > NAMED: typer.echo(f'left out: {len(rows)-NAMED:,} more{place}', err=True)
     return 1 if rows else 0
-
-def _n(count, one, many=None):
-    "`count` things in words"
-    return f'{count:,} {one if count == 1 else many or one + "s"}'
 
 # %% ../nbs/04_cli.ipynb #eb9f8e6a
 def _figures(found):
@@ -372,7 +368,7 @@ def _one_stage(recipe, stage, size, batch, pretrained):
     weights = {} if pretrained is None else dict(pretrained=False if pretrained == 'none' else pretrained)
     chosen = scale_recipe(get_recipe(recipe, **weights), size=size, bs=batch)
     if chosen.members: raise InputError(recipe, f'an ensemble: ask for one of {", ".join(name for name, _ in chosen.members)}')
-    if stage > len(chosen.stages): raise InputError(recipe, f'has {_n(len(chosen.stages), "stage")}')
+    if stage > len(chosen.stages): raise InputError(recipe, f'has {counted(len(chosen.stages), "stage")}')
     return chosen
 
 # %% ../nbs/04_cli.ipynb #dc25b939
@@ -485,7 +481,7 @@ def _studies_by_warning(slices):
 
 def _with_care(slices):
     "A line about what headers and pixels warn of; none where there is nothing to warn of"
-    counts = [f'{name} ({_n(count, "study", "studies")})' for name,count in _studies_by_warning(slices).items()]
+    counts = [f'{name} ({counted(count, "study", "studies")})' for name,count in _studies_by_warning(slices).items()]
     return [f'read with care: {", ".join(counts)}; the column warnings of studies.csv says why'] if counts else []
 
 # %% ../nbs/04_cli.ipynb #d8bcaf82
@@ -494,7 +490,7 @@ def _say_found(found, out):
     from rsna_ich.data.volumes import is_nifti
     from rsna_ich.predict.worklist import urgent_in_words
     typer.echo(_counts(found))
-    skipped = _n(len(found.skipped), 'file')
+    skipped = counted(len(found.skipped), 'file')
     if found.skipped: typer.echo(f'not opened, as their names are not those of slices: {skipped} ({a_few(found.skipped)})')
     if found.slices.path.astype(str).map(is_nifti).any(): typer.echo('NIfTI volumes name no patient and no study: they are called after their files')
     for line in urgent_in_words(found) + _with_care(found.slices): typer.echo(line)
@@ -503,7 +499,8 @@ def _say_found(found, out):
 
 def _point_to_pictures(folder, slices):
     "Where nothing could be read and there are pictures, the command that reads them: the last thing said"
-    pictures = slices.path.astype(str).str.lower().str.endswith(('.png', '.jpg', '.jpeg'))
+    from rsna_ich.data.dicom import PICTURE_ENDINGS
+    pictures = slices.path.astype(str).str.lower().str.endswith(PICTURE_ENDINGS)
     if slices.status.eq('ok').any() or not pictures.any(): return
     typer.echo(f'next: ich predict --pictures {shlex.quote(str(folder))} reads the PNG and JPEG files in it', err=True)
 
@@ -525,8 +522,8 @@ def _refuse_written(out, overwrite):
 def _predict_archive(predictor, folder, out, jobs):
     "Predict an archive and say what came of it; the exit status"
     with _writing(out): done = predictor.predict_archive(folder, out, jobs)
-    slices = f' ({_n(done.lost_slices, "slice")})' if done.lost_slices != done.left_out else ''
-    typer.echo(f'{_n(done.slices, "slice")} of {_n(done.studies, "study", "studies")}, {done.positive:,} called positive; {_n(done.left_out, "file")} left out{slices}')
+    slices = f' ({counted(done.lost_slices, "slice")})' if done.lost_slices != done.left_out else ''
+    typer.echo(f'{counted(done.slices, "slice")} of {counted(done.studies, "study", "studies")}, {done.positive:,} called positive; {counted(done.left_out, "file")} left out{slices}')
     typer.echo(predictor.about_slices(read=True))
     typer.echo(f'tables: {out}')
     return _lost_in(out)
@@ -582,7 +579,7 @@ def _send_back(out, service):
     from rsna_ich.apps.pacs import send_to_web
     paths = sorted((out/'dicom').rglob('*.dcm'))
     if paths: send_to_web(paths, service)
-    typer.echo(f'stored: {_n(len(paths), "object")} at {service}')
+    typer.echo(f'stored: {counted(len(paths), "object")} at {service}')
 
 # %% ../nbs/04_cli.ipynb #21e36ef4
 def _views(tta):

@@ -19,7 +19,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .uploads import Limits, unpack_upload
-from ..core import DISCLAIMER, InputError, a_few, atomic_path
+from ..core import DISCLAIMER, InputError, a_few, atomic_path, counted
 from ..data.nifti import write_nifti
 from ..data.upright import pixel_mm
 from ..judge.study import Study, slice_tags
@@ -27,7 +27,7 @@ from ..judge.viewers import write_volume
 from ..labels import SUBTYPES
 from ..predict.explain import draws_maps, point_out
 from ..data.quality import left_out_rows
-from ..predict.folder import counted, rounded_ml
+from ..predict.folder import rounded_ml
 from ..predict.outline import shipped_segmenter
 from ..predict.volume import measure_masks
 from ..predict.worklist import study_in_words, write_worklist

@@ -491,9 +491,10 @@ def _competition_lines(real):
     rows = {'all': real['competition']} | real.get('halves', {})
     names = {'all': 'all', 'choose': 'the half that chose the operating point', 'confirm': 'the half that confirms'}
     head = ['slices', 'with blood', 'AUC of any', "log loss / the constant prior's", 'sensitivity', 'specificity']
-    lines = [[names[k], f'{o["n"]}, {o["positive"]}', *(_with_interval(*o[f]) for f in ('auc', 'loss_ratio', 'sensitivity', 'specificity'))] for k,o in rows.items()]
+    figures = 'auc', 'loss_ratio', 'sensitivity', 'specificity'
+    lines = [[names[k], f'{row["n"]}, {row["positive"]}', *(_with_interval(*row[name]) for name in figures)] for k,row in rows.items()]
     subtypes = ', '.join(f'{s} {a:.2f} ({n})' for s,(a,n) in real['competition']['by_subtype'].items())
-    table = '\n'.join(f'| {" | ".join(o)} |' for o in [['', 'slices, with blood', *head[2:]], ['---']*6, *lines])
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in [['', 'slices, with blood', *head[2:]], ['---']*6, *lines])
     return f'Slices of the competition, each by itself, with 95% intervals over patients:\n\n{table}\n\nAUC by subtype (slices): {subtypes}.\n\n'
 
 _REAL = {
@@ -514,7 +515,7 @@ _REAL = {
 def _real_part(real):
     "What the card says of real slices"
     if not real: return ''
-    lines = _competition_lines(real)*('competition' in real) if 'competition' in real else ''
+    lines = _competition_lines(real) if 'competition' in real else ''
     return '\n## Measured on real slices\n\n' + lines + ''.join(text.format(**real[k]) for k,text in _REAL.items() if k in real)
 
 # %% ../../nbs/apps/03_shipped.ipynb #c5ae1d8c

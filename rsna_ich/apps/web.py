@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from fasthtml.common import (H1, H2, A, B, Button, Details, Div, FastHTML, Footer, Form, Header, Img, Input, Kbd, Label, Li, Link, Main,
-                             Meta, Nav, NotStr, Option, P, Progress, Script, Select, Small, Span, Summary, Table, Tbody, Td, Th, Thead, Title, Tr, Ul, to_xml)
+                             Meta, Nav, NotStr, Option, P, Progress, Script, Select, Span, Summary, Table, Tbody, Td, Th, Thead, Title, Tr, Ul, to_xml)
 from fasthtml.common import ft_hx
 from PIL import Image
 from starlette.middleware import Middleware
@@ -26,13 +26,12 @@ from .reader import LABEL_OF_BITS
 from .sample import sample_path
 from .sessions import Desk
 from .uploads import Limits, Receiver
-from ..core import DISCLAIMER, InputError
+from ..core import DISCLAIMER, InputError, counted
 from ..data.windowing import Window, apply_window
 from ..judge.viewers import OVERLAY_COLOURS, PRESETS
 from ..labels import SUBTYPES
 from ..model.bundle import find_bundle, read_ensemble
 from ..page import CSS
-from ..predict.folder import counted
 
 # %% ../../nbs/apps/05_web.ipynb #1df732e4
 WEB_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; "

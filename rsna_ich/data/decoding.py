@@ -200,8 +200,9 @@ class _Box:
             with suppress(OSError): pipe.close()
         return self.process.wait()
 
-_boxes = set()
-_idle = []
+# %% ../../nbs/data/02_decoding.ipynb #6549e792
+_boxes = set() # all that run
+_idle = [] # those of them that wait for a frame
 
 # %% ../../nbs/data/02_decoding.ipynb #ccd98288
 class _BoxLost(Exception):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, pandas as pd
+from fastcore.basics import patch
 
 from ..core import DISCLAIMER, InputError, a_few, atomic_path, progress
 from .files import open_zip, shown_path
@@ -204,17 +205,19 @@ class QualityReport:
     _repr_markdown_ = to_markdown
     __repr__ = to_markdown
 
-    def save(self,
-        path # Markdown file; a CSV of the same name gets every file that is left out or has a quirk
-    ) -> Path: # The Markdown file
-        "Write the report and the list of files"
-        path = Path(path)
-        with atomic_path(path) as p: p.write_text(self.to_markdown(), encoding='utf8')
-        lost = self.left_out
-        rest = self.slices.drop(lost.index)
-        odd = pd.concat([lost, rest[rest.quirks.ne('')]]).sort_index()[['part', 'image_id', 'path', 'status', 'quirks']]
-        with atomic_path(path.with_suffix('.csv')) as p: odd.to_csv(p, index=False)
-        return path
+# %% ../../nbs/data/14_quality.ipynb #800f447f
+@patch
+def save(self:QualityReport,
+    path # Markdown file; a CSV of the same name gets every file that is left out or has a quirk
+) -> Path: # The Markdown file
+    "Write the report and the list of files"
+    path = Path(path)
+    with atomic_path(path) as p: p.write_text(self.to_markdown(), encoding='utf8')
+    lost = self.left_out
+    rest = self.slices.drop(lost.index)
+    odd = pd.concat([lost, rest[rest.quirks.ne('')]]).sort_index()[['part', 'image_id', 'path', 'status', 'quirks']]
+    with atomic_path(path.with_suffix('.csv')) as p: odd.to_csv(p, index=False)
+    return path
 
 # %% ../../nbs/data/14_quality.ipynb #668e770d
 HEADERS_ONLY = 'Only headers were read. Files whose pixels cannot be decoded are not told apart yet: `--pixels` (`pixels=True`) decodes them.'

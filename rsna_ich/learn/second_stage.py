@@ -349,6 +349,8 @@ def add_second_stage(
     return measured
 
 # %% ../../nbs/learn/16_second_stage.ipynb #3f0fb1a0
+def _held_out(run): return pd.read_parquet(Path(run)/'held_out.parquet'), np.load(Path(run)/'embeddings.npy')
+
 def finish_run(
     run, # Folder of a training run: `bundle`, `held_out.parquet`, `embeddings.npy`
     specificity:float=.9, # Wanted of `any` at the operating point
@@ -357,7 +359,8 @@ def finish_run(
     "Give a run's bundle its second stage, once"
     run = Path(run)
     if 'second_stage' in read_config(run/'bundle'): return None
-    return add_second_stage(run/'bundle', pd.read_parquet(run/'held_out.parquet'), specificity, np.load(run/'embeddings.npy'), **kwargs)
+    held,embeddings = _held_out(run)
+    return add_second_stage(run/'bundle', held, specificity, embeddings, **kwargs)
 
 # %% ../../nbs/learn/16_second_stage.ipynb #e8dcd728
 def _corrected_by(model, held, embeddings):
@@ -400,7 +403,6 @@ def give_second_stage(
     if 'second_stage' in config: return None
     if recipe['second_stage']: return finish_run(run, recipe['specificity'])
     try: start = find_weights(recipe['backbone'], recipe['pretrained'])
-    except InputError as e: return warnings.warn(f'{bundle} keeps no second stage: the bundle that it went on from is gone ({e})')
+    except InputError as e: return warnings.warn(f'{bundle} keeps no second stage: the bundle that it went on from cannot be read ({e})')
     if start is None or not start.is_dir(): return None
-    held,embeddings = pd.read_parquet(Path(run)/'held_out.parquet'), np.load(Path(run)/'embeddings.npy')
-    return keep_second_stage(bundle, start, held, embeddings, recipe['specificity'])
+    return keep_second_stage(bundle, start, *_held_out(run), recipe['specificity'])

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/predict/folder.html.md"""
 
 # %% auto #0
 __all__ = ['SLICE_COLUMNS', 'GEOMETRY', 'STUDY_COLUMNS', 'find_slices', 'side_files', 'state_of_files', 'Frame', 'Found',
-           'read_frames', 'by_size', 'open_journal', 'slices_table', 'counted', 'Lost', 'count_lost', 'lost_in_words',
+           'read_frames', 'by_size', 'open_journal', 'slices_table', 'Lost', 'count_lost', 'lost_in_words',
            'key_slices', 'study_warnings', 'studies_table', 'rounded_ml', 'Predictions']
 
 # %% ../../nbs/predict/03_folder.ipynb #5722c8bd
@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import Journal, a_few, atomic_path
+from ..core import Journal, a_few, atomic_path, counted
 from ..data.files import list_files
 from ..data.likeness import no_picture
 from ..data.quality import explain_quirk, warnings_of
@@ -118,15 +118,6 @@ def slices_table(
     out['frame'] = [one.number or frame for one,frame in zip(found, out.frame.fillna(0).astype(int))]
     return out.assign(status=[one.status for one in found], path=out.path.astype(str))[[*SLICE_COLUMNS, 'patient_id', *GEOMETRY]]
 
-# %% ../../nbs/predict/03_folder.ipynb #5dfe5d1e
-def counted(
-    n:int, # How many
-    one:str, # What one is called
-    many:str|None=None # What several are called, where that does not end in s
-) -> str: # '1 study', '1,200 files'
-    "`n` things in words"
-    return f'{n:,} {one if n == 1 else many or one + "s"}'
-
 # %% ../../nbs/predict/03_folder.ipynb #4924f0cc
 class Lost(NamedTuple):
     "How much of some files was left out"
@@ -210,6 +201,7 @@ def rounded_ml(
     ml = [name for name in table if name.endswith('_ml')]
     return table.assign(**{name: table[name].map('{:.1f}'.format, na_action='ignore') for name in ml})
 
+# %% ../../nbs/predict/03_folder.ipynb #21c345a2
 @dataclass
 class Predictions:
     "What was found in a folder: one row a slice, one a study, and which files were left out"

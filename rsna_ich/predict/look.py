@@ -13,10 +13,10 @@ from html import escape
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import InputError, needs_extra
+from ..core import InputError, counted, needs_extra
 from ..data.upright import read_series
 from ..data.windowing import BRAIN, Window, apply_window
-from .folder import Predictions, counted, key_slices, lost_in_words, rounded_ml
+from .folder import Predictions, key_slices, lost_in_words, rounded_ml
 
 # %% ../../nbs/predict/04_look.ipynb #69be525d
 @patch

@@ -197,6 +197,7 @@ def load_onnx(
     if not (bundle/'sequence.safetensors').is_file(): return first, None, config
     return first, load_sequence_onnx(bundle, config.get('second_stage', {}).get('network'), threads), config
 
+# %% ../../nbs/predict/01_onnx.ipynb #6eb45a0f
 def load_sequence_onnx(
     bundle, # The folder of a bundle with one model
     network=None, # What the description says of its second stage

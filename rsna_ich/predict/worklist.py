@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import a_few, progress
+from ..core import a_few, counted, progress
 from ..data.quality import left_out_rows
 from ..data.upright import pixel_mm
 from ..data.windowing import BONE, BRAIN, SUBDURAL, apply_window
 from ..labels import SUBTYPES
 from ..page import figure, grid, html_table, page, paragraph, picture, section, write_page
 from .explain import draws_maps, inside, outline, point_out, who_answers
-from .folder import count_lost, counted, lost_in_words
+from .folder import count_lost, lost_in_words
 from .look import in_short
 from .measured import named_kinds
 

@@ -2,6 +2,7 @@
 import io
 import multiprocessing
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -33,8 +34,16 @@ def run_alone(path):
     with ProcessPoolExecutor(1, mp_context=spawn) as pool: return pool.submit(run_notebook, path).result()
 
 
+@pytest.fixture
+def own_scratch(monkeypatch):
+    "A folder for temporary files that goes with the test: notebooks leave what they made lying for the reader to look at"
+    with tempfile.TemporaryDirectory(prefix='nb-', ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv('TMPDIR', folder)  # Inherited by the notebook's process and by what it starts
+        yield Path(folder)
+
+
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())
-def test_notebook(path, record_property):
+def test_notebook(path, own_scratch, record_property):
     passed, seconds, errors = run_alone(path)
     record_property('notebook_seconds', seconds)
     assert passed, f'{path.name}\n{errors}'

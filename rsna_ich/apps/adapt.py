@@ -23,9 +23,8 @@ from ..core import DISCLAIMER, InputError, atomic_path
 from ..data.crop import CROP_RULE, Box
 from ..data.slices import read_slices
 from ..data.store import Store, StoreRows, build_store, stored_pixels
-from ..data.upright import pixel_mm
 from ..labels import SUBTYPES
-from ..metrics import Calibration, alarm_threshold, auc, fit_temperature, logit, sigmoid, weighted_log_loss
+from ..metrics import Calibration, alarm_threshold, auc, fit_temperature, sigmoid, weighted_log_loss
 from ..model.bundle import find_bundle, read_config, read_members
 from .shipped import doubtful_slices
 

@@ -141,7 +141,7 @@ def score_real(
         called = [int((p[y == k] >= predictor.config['threshold']).sum()) for k in (1, 0)] # of all, with blood and without
         out['pictures'] = dict(n=len(y), with_blood=int(y.sum()), auc=round(float(auc(y, p)), 3), counted=len(y[COUNTED]), sensitivity=round(sens, 3), specificity=round(spec, 3), called=called)
     out |= judge_real(predictor)
-    if folder := real_data('rsna_slices'): out['halves'] = {o: score_competition(predictor, folder, o) for o in ('choose', 'confirm')}
+    if folder := real_data('rsna_slices'): out['halves'] = {half: score_competition(predictor, folder, half) for half in ('choose', 'confirm')}
     if folder := real_data('rsna'):
         from rsna_ich.labels import read_labels
         found = predictor.predict(folder).slices.set_index('image_id')
@@ -167,10 +167,10 @@ def assume_prior(
 ) -> dict: # `config`
     "Let a bundle's probabilities, of slices alone and in series, assume that so many of them bleed; studies stay as they are"
     config['temperature'] *= temperature
-    config['bias'] = [o/temperature for o in config['bias']]
+    config['bias'] = [bias/temperature for bias in config['bias']]
     for stage in config,config.get('second_stage', {}):
         if 'bias' in stage: _move_prior(stage, config.get('assumed_prior') or stage.get('prior') or config['prior'], prior)
-    config['assumed_prior'] = [float(o) for o in prior]
+    config['assumed_prior'] = [float(share) for share in prior]
     return config
 
 # %% ../../nbs/apps/03_shipped.ipynb #5c8daea8
@@ -180,8 +180,12 @@ def equal_error_threshold(
 ) -> float:
     "Where sensitivity equals specificity if log odds are normal in both groups, the binormal model of Dorfman & Alf 1969"
     odds = logit(p)
-    (low,narrow),(high,wide) = ((o.mean(), o.std(ddof=1)) for o in (odds[truth == 0], odds[truth == 1]))
-    return float(sigmoid((high*narrow + low*wide)/(narrow + wide)))
+    without_blood = odds[truth == 0]
+    with_blood = odds[truth == 1]
+    narrow = without_blood.std(ddof=1)
+    wide = with_blood.std(ddof=1)
+    between = with_blood.mean()*narrow + without_blood.mean()*wide
+    return float(sigmoid(between/(narrow + wide)))
 
 # %% ../../nbs/apps/03_shipped.ipynb #23b4adef
 def choosing_slices(
@@ -254,8 +258,8 @@ def set_lone_threshold(
         p,y,weights = choosing_slices(predictor, folder)
         found['real'] = real_threshold(p[:, 0], y[:, 0], weights)
     points = dict(threshold_hu=max(found.values()), threshold=found['simulated'])
-    if pictures := answer_pictures(predictor): points['threshold'] = equal_error_threshold(*(o[CHOOSING] for o in pictures))
-    points = {k: float(np.clip(o, 1e-3, 1-1e-3)) for k,o in points.items()}
+    if pictures := answer_pictures(predictor): points['threshold'] = equal_error_threshold(*(values[CHOOSING] for values in pictures))
+    points = {name: float(np.clip(at, 1e-3, 1-1e-3)) for name,at in points.items()}
     _write_config(bundle, read_config(bundle) | points | dict(lone_thresholds=found | dict(specificity=specificity, real_specificity=REAL_SPECIFICITY)))
     return points['threshold_hu']
 

@@ -16,7 +16,6 @@ from ..core import InputError # before fastai, whose warning it silences
 from fastai.callback.core import Callback
 from fastai.data.all import ItemTransform, TensorBase
 from fastai.torch_core import get_model
-from torch import nn
 
 from ..labels import SUBTYPES
 from .batch import TensorHU, plain_tensor

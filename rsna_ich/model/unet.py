@@ -11,7 +11,6 @@ __all__ = ['DECODER', 'UNet', 'encode_as', 'save_unet', 'load_unet']
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 

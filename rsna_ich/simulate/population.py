@@ -19,7 +19,7 @@ from ..labels import SUBTYPES
 from .patient import plan_scan, simulate_patient
 from .competition import make_id
 from ..data.crop import Box, head_box
-from ..data.store import Store, build_store
+from ..data.store import build_store
 
 # %% ../../nbs/simulate/11_population.ipynb #e25576fa
 EDITION = 8 # of the simulated patients: it goes up when they change, and a store of older ones is made anew

@@ -170,11 +170,15 @@ def _about_upload(found, predictor, refused, segmenter):
                 outliner={name: outliner.get(name, '') for name in ('name', 'trained_on')})
 
 # %% ../../nbs/apps/08_reader.ipynb #fe8135d4
+def _without_folder(ids): return ids.str.replace(r'^files/', '', regex=True)
+
 def _name_after_files(found):
-    "Call patients without an ID after their files alone"
+    "Call patients, studies and series without an ID after their files alone"
     studies = found.studies
     unnamed = studies.patient_id.eq(studies.study_id)
-    studies.loc[unnamed, 'patient_id'] = studies.patient_id[unnamed].str.replace(r'^files(/|$)', '', regex=True)
+    studies.loc[unnamed, 'patient_id'] = _without_folder(studies.patient_id[unnamed]).replace('files', '')
+    for table in studies,found.slices,found.table: table['study_id'] = _without_folder(table.study_id)
+    for table in found.slices,found.table: table['series_id'] = _without_folder(table.series_id)
 
 # %% ../../nbs/apps/08_reader.ipynb #bc318011
 def answer_upload(

@@ -8,7 +8,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/uploads.html.md"""
 __all__ = ['DEEPEST', 'Limits', 'harmless_path', 'free_path', 'Receiver', 'unpack_upload']
 
 # %% ../../nbs/apps/07_uploads.ipynb #a0202842
-import os, re, shutil, stat, zipfile
+import os, re, shutil, stat, unicodedata, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +34,14 @@ class Limits:
 
 # %% ../../nbs/apps/07_uploads.ipynb #84a26f67
 DEEPEST = 6 # folders that are kept of a path, from its end
-_LONGEST = 60 # characters of a part
+_LONGEST = 60 # characters of a part, of four bytes at most: within the 255 bytes that file systems take
+
+def _is_harmless(sign): return sign in '_.#~+=@-' or unicodedata.category(sign)[0] in 'LMN' # letters, their marks, numbers
 
 def _harmless_part(part):
-    "One part of a path in letters, digits and a few signs, its ending kept"
-    clean = re.sub(r'[^\w.#~+=@-]', '_', part, flags=re.ASCII).lstrip('.') or '_'
+    "One part of a path in letters of any alphabet, digits and a few signs, its ending kept"
+    composed = unicodedata.normalize('NFC', part)
+    clean = ''.join(sign if _is_harmless(sign) else '_' for sign in composed).lstrip('.') or '_'
     return clean if len(clean) <= _LONGEST else clean[:_LONGEST - 12] + clean[-12:]
 
 def harmless_path(

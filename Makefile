@@ -91,7 +91,8 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt $(STALE)
 	    echo "rsna_ich needs Python 3.11 or newer with its venv module; tried: $(or $(PYTHON),$(PYTHONS))." >&2; \
 	    echo "Name one with: make $(or $(MAKECMDGOALS),env) PYTHON=/path/to/python3" >&2; exit 1; \
 	  fi; \
-	  echo "Building $(VENV) with $$("$$python" --version): some minutes and 7 GB the first time"; \
+	  echo "Building $(VENV) with $$("$$python" --version): some minutes and 7 GB the first time, 9 GB of room while it is built"; \
+	  "$$python" -c 'import shutil; free = shutil.disk_usage(".").free/1e9; free < 9 and print(f"only {free:.1f} GB are free here: it may stop with a full disk")' >&2; \
 	  "$$python" -m venv --clear $(VENV); \
 	fi; \
 	for what in fastai '-e .[train,dev]'; do $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $$what; done; \

@@ -196,7 +196,7 @@ def section(
 
 def paragraph(
     text:str, # Plain text
-    kind:str='' # '', 'soft', 'lead' or 'warn'
+    kind:str='' # 'soft', 'lead', 'warn' or another class of the page's style
 ) -> str: # HTML, escaped
     "A paragraph"
     return f'<p class="{kind}">{escape(text)}</p>' if text else ''

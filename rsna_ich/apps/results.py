@@ -463,13 +463,19 @@ def study_objects(
     predictor=None # Draws maps into the pictures
 ) -> list: # Of `Result`, the report last
     "All DICOM objects of a study"
-    drawn = [(name, *write_segmentation(answer, name, k+1)) for k,name in enumerate(answer.drawn)]
-    made = [(dataset, answer.drawn[name], kinds) for name,dataset,kinds in drawn if dataset is not None]
-    found = [Result('segmentation', dataset, '' if dataset is not None else kinds) for _,dataset,kinds in drawn]
+    segmentations = []
+    found = []
+    for k,(name,drawn) in enumerate(answer.drawn.items()):
+        dataset,kinds = write_segmentation(answer, name, k+1)
+        if dataset is None: found.append(Result('segmentation', None, kinds)) # which are the reason, then
+        else:
+            segmentations.append((dataset, drawn, kinds))
+            found.append(Result('segmentation', dataset, ''))
     for k,(_,rows) in enumerate(answer.rows.groupby('series_id', sort=False)):
         try: found.append(Result('picture', write_picture(answer, rows['any'].idxmax(), k+1, predictor)))
         except InputError as e: found.append(Result('picture', None, str(e)))
-    return [*found, Result('report', write_structured_report(answer, made), '; '.join(answer.notes))]
+    report = write_structured_report(answer, segmentations)
+    return [*found, Result('report', report, '; '.join(answer.notes))]
 
 # %% ../../nbs/apps/05_results.ipynb #1a6a69d7
 def _saved(result, number, folder):

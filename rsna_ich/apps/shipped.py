@@ -7,7 +7,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'SERIES_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TRAIN_SLICES', 'SERIES_PATIENTS', 'SERIES_SLICES',
            'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'SEEDS_APART', 'NORM_SLICES', 'NORM_BATCH', 'LONE_EVERY',
-           'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY', 'score_simulated', 'slice_features',
+           'RIVALS', 'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY', 'score_simulated', 'slice_features',
            'score_baselines', 'picture_hu', 'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold',
            'choosing_slices', 'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold',
            'doubtful_slices', 'Population', 'make_population', 'average_networks', 'write_average', 'second_stage_of',
@@ -60,6 +60,8 @@ def _rates(truth, p, called):
     found = float(auc(truth, p)[0]),*sensitivity_specificity(truth[:, 0], called)
     return dict(zip(('auc', 'sensitivity', 'specificity'), (round(float(value), 3) for value in found)))
 
+def _counts(truth): return dict(slices=len(truth), positive=int(truth[:, 0].sum()))
+
 def score_simulated(
     predictor, # A `Predictor`
     store, # A `Store` of simulated patients
@@ -69,14 +71,20 @@ def score_simulated(
     "Figures on simulated patients, series by series"
     series = [_answers(predictor, store, labels, rows) for rows in store.series().values()]
     p,y,called = (pd.concat(parts).sort_index().to_numpy() for parts in zip(*series))
-    study = np.array([(one['any'].max(), truth['any'].max()) for one,truth,_ in series])
+    highest = np.array([one['any'].max() for one,_,_ in series])
+    bleeds = np.array([truth['any'].max() for _,truth,_ in series])
     sure = np.ones(len(y), bool) if doubtful is None else ~np.asarray(doubtful, bool)
     rates = _rates(y, p, called)
-    clear = dict(slices=int(sure.sum()), positive=int(y[sure, 0].sum())) | _rates(y[sure], p[sure], called[sure])
-    areas = {s: round(float(a), 3) for s,a in zip(SUBTYPES, auc(y, p))}
-    return dict(slices=len(y), studies=len(study), log_loss=round(float(weighted_log_loss(p, y)), 4), auc=areas,
-                sensitivity=rates['sensitivity'], specificity=rates['specificity'], study_auc=round(float(auc(study[:, 1], study[:, 0])), 3),
-                positive=int(y[:, 0].sum()), clear=clear)
+    return dict(
+        slices=len(y),
+        studies=len(series),
+        log_loss=round(float(weighted_log_loss(p, y)), 4),
+        auc={s: round(float(area), 3) for s,area in zip(SUBTYPES, auc(y, p))},
+        sensitivity=rates['sensitivity'],
+        specificity=rates['specificity'],
+        study_auc=round(float(auc(bleeds, highest)), 3),
+        positive=int(y[:, 0].sum()),
+        clear=_counts(y[sure]) | _rates(y[sure], p[sure], called[sure]))
 
 # %% ../../nbs/apps/03_shipped.ipynb #11d2281e
 def slice_features(
@@ -97,18 +105,26 @@ def _fit_predict(x, y, new):
     if not y.any(): return np.full(len(new), 1e-4)
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(x, y).predict_proba(new)[:, 1]
 
+RIVALS = 'bright-pixel rule','logistic regression on the HU histogram' # of the two `slice_features`
+
+def _features_and_labels(store, labels):
+    "`slice_features` of a whole store, and its labels"
+    pixels = store[np.arange(len(store))]
+    return slice_features(pixels), labels.loc[store.slices.image_id, SUBTYPES].to_numpy()
+
 def score_baselines(
     train, # `Store`, and its labels by image_id: what the rivals learn from
     test # The same to judge them by
 ) -> pd.DataFrame: # log_loss and auc of any, one row a rival
     "How far one comes without a network"
-    sides = [(slice_features(store[np.arange(len(store))]), labels.loc[store.slices.image_id, SUBTYPES].to_numpy()) for store,labels in (train, test)]
-    (seen,y),(unseen,truth) = sides
-    rows = {'constant prior': np.tile(constant_prior(y.astype('float64')), (len(truth), 1))}
-    for name,x,new in zip(('bright-pixel rule', 'logistic regression on the HU histogram'), seen, unseen):
-        rows[name] = np.stack([_fit_predict(x, y[:, k], new) for k in range(len(SUBTYPES))], 1)
-    scored = {name: dict(log_loss=float(weighted_log_loss(p, truth)), auc=float(auc(truth, p)[0])) for name,p in rows.items()}
-    return pd.DataFrame(scored).T.round(4)
+    seen,y = _features_and_labels(*train)
+    unseen,truth = _features_and_labels(*test)
+    prior = constant_prior(y.astype('float64'))
+    answers = {'constant prior': np.tile(prior, (len(truth), 1))}
+    for name,x,new in zip(RIVALS, seen, unseen):
+        answers[name] = np.stack([_fit_predict(x, y[:, k], new) for k in range(len(SUBTYPES))], 1)
+    def score(p): return dict(log_loss=float(weighted_log_loss(p, truth)), auc=float(auc(truth, p)[0]))
+    return pd.DataFrame({name: score(p) for name,p in answers.items()}).T.round(4)
 
 # %% ../../nbs/apps/03_shipped.ipynb #b24eadaf
 def picture_hu(

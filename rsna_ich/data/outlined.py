@@ -76,16 +76,27 @@ def _kinds_of_slices(file, n):
     return own.loc[range(1, n + 1), [names[kind] for kind in SUBTYPES[1:]]].to_numpy() > 0
 
 # %% ../../nbs/data/20_outlined.ipynb #out00009
-def _bits(file, labels):
-    "Bits of labels as they are stored, and of which slices they are sure"
-    if file.layout == 'BHSD':
-        if labels.max() >= len(SUBTYPES): raise InputError(file.mask, f'label {labels.max()}, where {len(SUBTYPES) - 1} is the highest')
-        return np.where(labels > 0, 1 << np.maximum(labels, 1) - 1, 0).astype('uint8'), np.ones(len(labels), bool)
+def _bits_by_label(file, labels):
+    "Bits where each label is a subtype, as in BHSD; every slice is sure"
+    highest = len(SUBTYPES) - 1
+    if labels.max() > highest: raise InputError(file.mask, f'label {labels.max()}, where {highest} is the highest')
+    bits = np.where(labels > 0, 1 << np.maximum(labels, 1) - 1, 0)
+    return bits.astype('uint8'), np.ones(len(labels), bool)
+
+def _bits_by_table(file, labels):
+    "Bits where all blood of a slice is of the kinds that a table names, as in CT-ICH; slices of one kind are sure"
     if not file.name.isdigit(): raise InputError(file.scan, 'a name that is no number, so the table of diagnoses has no patient for it')
     kinds = _kinds_of_slices(file, len(labels))
     drawn = (labels > 0).any((1, 2))
-    if (lost := drawn & ~kinds.any(1)).any(): raise InputError(file.mask, f'blood on slice {lost.argmax() + 1}, which has none by the table of diagnoses')
-    return ((labels > 0)*(kinds@(1 << np.arange(5)))[:, None, None]).astype('uint8'), kinds.sum(1) < 2
+    lost = drawn & ~kinds.any(1)
+    if lost.any(): raise InputError(file.mask, f'blood on slice {lost.argmax() + 1}, which has none by the table of diagnoses')
+    of_slice = kinds@(1 << np.arange(kinds.shape[1]))
+    bits = (labels > 0)*of_slice[:, None, None]
+    return bits.astype('uint8'), kinds.sum(1) < 2
+
+def _bits(file, labels):
+    "Bits of labels as they are stored, and of which slices they are sure"
+    return (_bits_by_label if file.layout == 'BHSD' else _bits_by_table)(file, labels)
 
 def read_outlined(
     file # An `OutlinedFile`

@@ -203,21 +203,31 @@ def _read_journal(
     return config, entries, used, data
 
 # %% ../../nbs/data/12_store.ipynb #bc4798d4
+def _kept_slices(table, rows):
+    "The slices of a store from the journal's `rows`: number in `table`, frame, and the three of the box"
+    number,frame,*box = np.array(rows, dtype=np.int64).reshape(-1, 5).T
+    slices = table.iloc[number].reset_index(drop=True)
+    for name,values in zip(BOX_COLUMNS, box): slices[name] = values.astype(np.int32)
+    further = frame > 0 # that the slices table does not know of
+    slices.loc[further, 'image_id'] += '#' + pd.Series(frame)[further].astype(str)
+    slices['frame'] = np.where(slices.frame.gt(0), slices.frame, frame).astype(np.int32)
+    return slices
+
+def _left_out(table, failed):
+    "What cannot be used by the slices table, and what could not be read, {number in `table`: reason}"
+    known = table.status[table.status.ne('ok')].astype(object)
+    reason = pd.concat([known, pd.Series(failed, dtype=object)]).sort_index()
+    left_out = table.loc[reason.index, ['image_id', 'path', 'series_id']]
+    return left_out.assign(reason=reason).reset_index(drop=True)
+
 def result_tables(
     table, # The slices table of the build
     entries # Of the journal
 ) -> tuple: # Slices in the store, in its order; rows left out, with `reason`
     "The two tables of a store from its journal"
-    rows = np.array([row for entry in entries for row in entry['rows']], dtype=np.int64).reshape(-1, 5)
-    slices = table.iloc[rows[:,0]].reset_index(drop=True)
-    for name,values in zip(BOX_COLUMNS, rows[:,2:].T): slices[name] = values.astype(np.int32)
-    more = rows[:,1] > 0 # frames that the slices table does not know of
-    slices.loc[more, 'image_id'] += '#' + pd.Series(rows[:,1])[more].astype(str)
-    slices['frame'] = np.where(slices.frame.gt(0), slices.frame, rows[:,1]).astype(np.int32)
-    failed = pd.Series(dict(pair for entry in entries for pair in entry['failed']), dtype=object)
-    reason = pd.concat([table.status[table.status.ne('ok')].astype(object), failed]).sort_index()
-    left_out = table.loc[reason.index, ['image_id', 'path', 'series_id']].assign(reason=reason)
-    return slices, left_out.reset_index(drop=True)
+    rows = [row for entry in entries for row in entry['rows']]
+    failed = [pair for entry in entries for pair in entry['failed']]
+    return _kept_slices(table, rows), _left_out(table, dict(failed))
 
 def _read_unfinished(folder, allowed):
     "Configuration and tables of a store that is being built or was interrupted"

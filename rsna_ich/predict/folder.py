@@ -102,21 +102,29 @@ SLICE_COLUMNS = ['image_id', 'study_id', 'series_id', 'slice_index', *SUBTYPES, 
 GEOMETRY = ['frame', 'row_mm', 'col_mm', 'z_mm', 'thickness_mm'] # what else it takes to read a picture again as it was looked at
 _NOTHING = [np.nan]*len(SUBTYPES)
 
+_OF_THE_TABLE = ['image_id', 'study_id', 'series_id', 'slice_index', 'path', 'quirks', 'patient_id', *GEOMETRY]
+
+def _both(quirks, more): return '; '.join(filter(None, (quirks, more)))
+
 def slices_table(
     table, # The slices table of a folder
     found:list # Of `Found`, for all its rows
 ) -> pd.DataFrame: # SLICE_COLUMNS, patient_id and GEOMETRY, in the order of `table`
     "What was found, one row a picture"
-    found = sorted(found, key=lambda one: (table.index.get_loc(one.row), one.number))
-    kept = ['image_id', 'study_id', 'series_id', 'slice_index', 'path', 'quirks', 'patient_id', *GEOMETRY]
-    out = table.reindex(columns=kept).loc[[one.row for one in found]]
+    def place(one): return table.index.get_loc(one.row), one.number
+    found = sorted(found, key=place)
+    out = table.reindex(columns=_OF_THE_TABLE).loc[[one.row for one in found]]
     out = out.reset_index(drop=True)
     out['image_id'] = [f'{name}#{one.number}' if one.number else name for name,one in zip(out.image_id, found)]
-    out['quirks'] = ['; '.join(filter(None, (quirks, one.quirks))) for quirks,one in zip(out.quirks.fillna(''), found)]
-    out[SUBTYPES] = np.array([one.probabilities or _NOTHING for one in found], 'float64').reshape(-1, len(SUBTYPES))
+    out['quirks'] = [_both(quirks, one.quirks) for quirks,one in zip(out.quirks.fillna(''), found)]
+    probabilities = [one.probabilities or _NOTHING for one in found]
+    out[SUBTYPES] = np.array(probabilities, 'float64').reshape(-1, len(SUBTYPES))
     out['positive'] = pd.array([one.positive for one in found], dtype='Int64')
-    out['frame'] = [one.number or frame for one,frame in zip(found, out.frame.fillna(0).astype(int))]
-    return out.assign(status=[one.status for one in found], path=out.path.astype(str))[[*SLICE_COLUMNS, 'patient_id', *GEOMETRY]]
+    frames = out.frame.fillna(0).astype(int)
+    out['frame'] = [one.number or frame for one,frame in zip(found, frames)]
+    out['status'] = [one.status for one in found]
+    out['path'] = out.path.astype(str)
+    return out[[*SLICE_COLUMNS, 'patient_id', *GEOMETRY]]
 
 # %% ../../nbs/predict/03_folder.ipynb #4924f0cc
 class Lost(NamedTuple):

@@ -260,8 +260,11 @@ def draw(self:Member,
     "Calibrated maps of blood"
     if not self.draws: raise InputError(self.bundle, 'its network draws no map')
     around = _around(len(hu), self.config['neighbours'], z_mm)
-    around = around if at is None else around[np.asarray(at)]
+    if at is not None: around = around[np.asarray(at)]
+    def drawn(first, end):
+        windows = self._windows(hu[around[first:end]])
+        return self._slices.maps(_moved(windows, *move))
+    maps = np.concatenate(in_portions(drawn, len(around), self.threads, self.bs))
+    p = sigmoid(np.moveaxis(maps, 1, -1).astype('float64'))
     calibrated = Calibration(self.config['temperature'], tuple(self.config['bias']))
-    parts = in_portions(lambda first, end: self._slices.maps(_moved(self._windows(hu[around[first:end]]), *move)), len(around), self.threads, self.bs)
-    maps = np.moveaxis(np.concatenate(parts), 1, -1)
-    return np.moveaxis(calibrated(sigmoid(maps.astype('float64'))), -1, 1).astype('float32')
+    return np.moveaxis(calibrated(p), -1, 1).astype('float32')

@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/predict/worklist.html.md"""
 
 # %% auto #0
 __all__ = ['URGENT', 'STYLE', 'SHOWN_LARGE', 'APART', 'WINDOWS', 'POINTED_OUT', 'OUTLINED', 'LARGE', 'LINE_WIDTH', 'MANY',
-           'was_called', 'kinds_in_words', 'study_in_words', 'volumes_in_words', 'urgent_in_words', 'strip',
-           'choose_slices', 'View', 'study_views', 'study_section', 'write_worklist']
+           'THUMBNAIL', 'was_called', 'kinds_in_words', 'study_in_words', 'volumes_in_words', 'urgent_in_words',
+           'strip', 'choose_slices', 'View', 'study_views', 'study_section', 'write_worklist']
 
 # %% ../../nbs/predict/11_worklist.ipynb #62d684cf
 from html import escape
@@ -71,13 +71,20 @@ def _ml(value): return f'{value:.0f} ml' if value >= 9.95 else f'{value:.1f} ml'
 # %% ../../nbs/predict/11_worklist.ipynb #77c0322d
 URGENT = 5 # studies that are named
 
+def _in_short(study):
+    "Probability, kinds and volume of a study"
+    said = f'any {study["any"]:.2f}'
+    if kinds := kinds_in_words(study): said += f' ({kinds})'
+    if pd.notna(study.get('any_ml')): said += f', about {_ml(study.any_ml)}'
+    return said
+
 def _urgent_line(found, study):
     "A study and its key slice"
-    key = found.slices[found.slices.study_id.eq(study.study_id) & found.slices.image_id.eq(study.key_slice)].iloc[0]
-    kinds = kinds_in_words(study)
-    ml = f', about {_ml(study.any_ml)}' if pd.notna(study.get('any_ml')) else ''
-    said = f'any {study["any"]:.2f}{f" ({kinds})" if kinds else ""}{ml}'
-    return f'{study.name + 1}. {study.study_id}: {said}; look at slice {key.slice_index + 1}, {Path(str(key.path)).name}, any {key["any"]:.2f}'
+    same = found.slices.study_id.eq(study.study_id) & found.slices.image_id.eq(study.key_slice)
+    key = found.slices[same].iloc[0]
+    name = Path(str(key.path)).name
+    look = f'look at slice {key.slice_index + 1}, {name}, any {key["any"]:.2f}'
+    return f'{study.name + 1}. {study.study_id}: {_in_short(study)}; {look}'
 
 def urgent_in_words(
     found, # `Predictions`
@@ -250,6 +257,17 @@ def _point(predictor, slices, found):
     return predictor.operating_point(int(slices.groupby('series_id', dropna=False).size().max()), found.of_dicom)
 
 # %% ../../nbs/predict/11_worklist.ipynb #cc584c02
+def _study_title(study):
+    "Its place in the list, its identifier, and whose it is"
+    patient = f', patient {study.patient_id}' if study.patient_id else ''
+    who = escape(f'{study.study_id}{patient}')
+    return f'<h2>Study {study.name + 1}<small>{who}</small></h2>'
+
+def _strips(slices):
+    "A strip for each series of more than one slice"
+    read = slices[slices.status.eq('ok')]
+    return [strip(series) for _,series in read.groupby('series_id', sort=False, dropna=False) if len(series) > 1]
+
 def study_section(
     found, # `Predictions`
     predictor, # The `Predictor` that made them
@@ -258,16 +276,17 @@ def study_section(
 ) -> str: # HTML
     "All that a page says of one study"
     slices = found.slices[found.slices.study_id.eq(study.study_id)].sort_values(['series_id', 'slice_index'], kind='stable')
-    read = slices[slices.status.eq('ok')]
-    kind = 'verdict yes' if was_called(study) else 'verdict'
-    words = f'<p class="{kind}">{escape(study_in_words(study, slices, _point(predictor, slices, found)))}</p>'
-    strips = ''.join(strip(series) for _,series in read.groupby('series_id', sort=False, dropna=False) if len(series) > 1)
-    warnings = paragraph(str(study.warnings), 'warn') if isinstance(study.warnings, str) and study.warnings else ''
+    answer = study_in_words(study, slices, _point(predictor, slices, found))
     windows = WINDOWS if found.of_dicom else {'as it is': BRAIN} # a picture has no HU outside the window that it was made with
-    large = ''.join(_shown_large(view, windows) for view in views)
-    patient = f', patient {study.patient_id}' if study.patient_id else ''
-    title = f'<h2>Study {study.name + 1}<small>{escape(str(study.study_id) + patient)}</small></h2>'
-    return f'<section class="study" id="study-{study.name + 1}">{title}{words}{paragraph(volumes_in_words(study))}{strips}{warnings}{large}{_left_out_of(found, study.study_id)}</section>'
+    parts = [
+        _study_title(study),
+        paragraph(answer, 'verdict yes' if was_called(study) else 'verdict'),
+        paragraph(volumes_in_words(study)),
+        *_strips(slices),
+        paragraph(study.warnings, 'warn') if isinstance(study.warnings, str) else '',
+        *(_shown_large(view, windows) for view in views),
+        _left_out_of(found, study.study_id)]
+    return f'<section class="study" id="study-{study.name + 1}">{"".join(parts)}</section>'
 
 # %% ../../nbs/predict/11_worklist.ipynb #e990cab3
 MANY = 12 # studies, above which the page is an index
@@ -280,14 +299,18 @@ def _parts_below(found):
     about = section('The model', paragraph(found.about))
     return [section('Left out', html_table(lost, words=True) + more if len(lost) else '', beside), about]
 
+THUMBNAIL = 180 # pixels on the longer side
+
 def _card(study, views, link):
     "A study as a thumbnail that leads to its page"
-    view = views[0] if views and not isinstance(views[0].hu, Exception) else None
-    shown = view.picture(BRAIN, 180) if view else paragraph('Nothing could be read.', 'soft')
+    readable = views and not isinstance(views[0].hu, Exception)
+    shown = views[0].picture(BRAIN, THUMBNAIL) if readable else paragraph('Nothing could be read.', 'soft')
+    who = escape(str(study.patient_id or study.study_id))
     words = f'any {study["any"]:.2f}' if study.n_slices else 'nothing read'
-    kinds = ', '.join(named_kinds(study)) if was_called(study) else ''
     if pd.notna(study.get('any_ml')): words += f', {_ml(study.any_ml)}'
-    return f'<a class="card" href="{link}">{shown}<b>{study.name + 1}. {escape(str(study.patient_id or study.study_id))}</b>{escape(words)}<br><span class="soft">{escape(kinds)}</span></a>'
+    kinds = ', '.join(named_kinds(study)) if was_called(study) else ''
+    soft = f'<span class="soft">{escape(kinds)}</span>'
+    return f'<a class="card" href="{link}">{shown}<b>{study.name + 1}. {who}</b>{escape(words)}<br>{soft}</a>'
 
 def _study_page(found, predictor, study, views, back):
     "A page of its own for one study"

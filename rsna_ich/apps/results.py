@@ -296,10 +296,12 @@ def write_structured_report(
     segmentations=() # Triples of a segmentation, its `Drawn` and the kinds of its segments
 ) -> Dataset:
     "The structured report of a study"
-    groups = [_of_study(answer, kind) for kind in SUBTYPES] + [_of_slice(answer, label) for label in answer.positive.index]
+    groups = [_of_study(answer, kind) for kind in SUBTYPES]
+    groups += [_of_slice(answer, label) for label in answer.positive.index]
     for segmentation,drawn,kinds in segmentations:
         groups += [_of_segment(answer, segmentation, k+1, kind, drawn) for k,kind in enumerate(kinds)]
-    content = hd.sr.MeasurementReport(hd.sr.ObservationContext(observer_device_context=_observer(answer)), codes.LN.CTUnspecifiedBodyRegion, groups)
+    context = hd.sr.ObservationContext(observer_device_context=_observer(answer))
+    content = hd.sr.MeasurementReport(context, codes.LN.CTUnspecifiedBodyRegion, groups)
     objects = [*answer.headers.values(), *(segmentation for segmentation,_,_ in segmentations)]
     evidence = {one.SOPInstanceUID: one for one in objects} # a multi-frame file once
     return hd.sr.ComprehensiveSR([*evidence.values()], content, series_number=9001, is_complete=True, **_labels(answer, 1, 'report'))

@@ -7,11 +7,11 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/shipped.html.md"""
 # %% auto #0
 __all__ = ['TRAIN_SEED', 'SERIES_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TRAIN_SLICES', 'SERIES_PATIENTS', 'SERIES_SLICES',
            'TEST_PATIENTS', 'NAME', 'CHOOSING', 'COUNTED', 'SEEDS_APART', 'NORM_SLICES', 'NORM_BATCH', 'LONE_EVERY',
-           'RIVALS', 'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY', 'score_simulated', 'slice_features',
-           'score_baselines', 'picture_hu', 'answer_pictures', 'score_real', 'assume_prior', 'equal_error_threshold',
-           'choosing_slices', 'choose_temperature', 'real_threshold', 'set_prior', 'set_lone_threshold',
-           'doubtful_slices', 'Population', 'make_population', 'average_networks', 'write_average', 'second_stage_of',
-           'make_shipped', 'finish_shipped', 'model_card']
+           'RIVALS', 'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY', 'HALVES', 'score_simulated',
+           'slice_features', 'score_baselines', 'picture_hu', 'answer_pictures', 'score_real', 'assume_prior',
+           'equal_error_threshold', 'choosing_slices', 'choose_temperature', 'real_threshold', 'set_prior',
+           'set_lone_threshold', 'doubtful_slices', 'Population', 'make_population', 'average_networks',
+           'write_average', 'second_stage_of', 'make_shipped', 'finish_shipped', 'model_card']
 
 # %% ../../nbs/apps/03_shipped.ipynb #92d58bbd
 import json, shutil
@@ -506,15 +506,18 @@ and a half; `make bundle` begins with ImageNet weights and takes longer. Patient
 # %% ../../nbs/apps/03_shipped.ipynb #0173af65
 def _with_interval(value, low, high): return f'{value:.3f} ({low:.3f} to {high:.3f})'
 
+HALVES = {'all': 'all', 'choose': 'the half that chose the operating point', 'confirm': 'the half that confirms'}
+
 def _competition_lines(real):
     "The slices of the competition in the card"
-    rows = {'all': real['competition']} | real.get('halves', {})
-    names = {'all': 'all', 'choose': 'the half that chose the operating point', 'confirm': 'the half that confirms'}
-    head = ['slices', 'with blood', 'AUC of any', "log loss / the constant prior's", 'sensitivity', 'specificity']
-    figures = 'auc', 'loss_ratio', 'sensitivity', 'specificity'
-    lines = [[names[k], f'{row["n"]}, {row["positive"]}', *(_with_interval(*row[name]) for name in figures)] for k,row in rows.items()]
-    subtypes = ', '.join(f'{s} {a:.2f} ({n})' for s,(a,n) in real['competition']['by_subtype'].items())
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in [['', 'slices, with blood', *head[2:]], ['---']*6, *lines])
+    from rsna_ich.judge.real import FIGURES
+    head = ['', 'slices, with blood', 'AUC of any', "log loss / the constant prior's", 'sensitivity', 'specificity']
+    lines = [head, ['---']*len(head)]
+    for half,row in ({'all': real['competition']} | real.get('halves', {})).items():
+        figures = [_with_interval(*row[name]) for name in FIGURES]
+        lines.append([HALVES[half], f'{row["n"]}, {row["positive"]}', *figures])
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    subtypes = ', '.join(f'{s} {area:.2f} ({n})' for s,(area,n) in real['competition']['by_subtype'].items())
     return f'Slices of the competition, each by itself, with 95% intervals over patients:\n\n{table}\n\nAUC by subtype (slices): {subtypes}.\n\n'
 
 _REAL = {

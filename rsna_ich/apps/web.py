@@ -319,9 +319,12 @@ def _half(upload, k, study):
 
 def _side_page(req, a:str='', b:str=''):
     "Two studies beside each other"
-    studies = {f'{upload.id}/{k}': (upload, k, study) for upload,k,study in _studies(_session(req)) if study['slices']}
-    choices = [_choice(name, studies, chosen) for name,chosen in (('a', a), ('b', b))]
-    form = Form(*choices, Button('Show', type='submit'), method='get', action='/side', cls='row', enctype='application/x-www-form-urlencoded')
+    all_studies = _studies(_session(req))
+    studies = {f'{upload.id}/{k}': (upload, k, study) for upload,k,study in all_studies if study['slices']}
+    left = _choice('a', studies, a)
+    right = _choice('b', studies, b)
+    show = Button('Show', type='submit')
+    form = Form(left, right, show, method='get', action='/side', cls='row', enctype='application/x-www-form-urlencoded')
     shown = [_half(*studies[key]) for key in (a, b) if key in studies]
     note = None if studies else P('There is no study yet.')
     return _layout(req, 'Two studies', form, note, Div(*shown, cls='pair'))

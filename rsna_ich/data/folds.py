@@ -102,13 +102,16 @@ def check_folds(
     group:str='patient_id' # The column that must not be cut through
 ):
     "Raise an `InputError` that names patients which are in more than one fold, or images which are in none"
-    if isinstance(folds, pd.Series): folds = folds.reindex(table['image_id'] if 'image_id' in table else table.index)
+    ids = table['image_id'] if 'image_id' in table else table.index
+    if isinstance(folds, pd.Series): folds = folds.reindex(ids)
     folds = pd.Series(np.asarray(folds), index=table.index)
-    if n := int(folds.isna().sum()): raise InputError('folds', f'{n:,} of {len(table):,} images are in no fold')
-    n = folds.groupby(table[group].to_numpy()).nunique()
-    if len(crossing := n.index[n > 1]):
-        names = ', '.join(map(str, crossing[:5])) + (', ...' if len(crossing) > 5 else '')
-        raise InputError('folds', f'{len(crossing):,} of {len(n):,} patients are in more than one fold: {names}')
+    without = int(folds.isna().sum())
+    if without: raise InputError('folds', f'{without:,} of {len(table):,} images are in no fold')
+    counts = folds.groupby(table[group].to_numpy()).nunique()
+    crossing = counts.index[counts > 1]
+    if not len(crossing): return
+    names = ', '.join(map(str, crossing[:5])) + (', ...' if len(crossing) > 5 else '')
+    raise InputError('folds', f'{len(crossing):,} of {len(counts):,} patients are in more than one fold: {names}')
 
 # %% ../../nbs/data/14_folds.ipynb #41f797ab
 def shared_patients(

@@ -121,11 +121,14 @@ def _affine(header):
 
 def _axes(affine):
     "Which axis of a volume is that of the columns, of the rows, of the slices"
-    directions = affine[:3, :3]/np.linalg.norm(affine[:3, :3], axis=0)
-    slices = int(np.abs(directions[2]).argmax())
-    a,b = (axis for axis in range(3) if axis != slices)
-    columns,rows = (a, b) if abs(directions[0, a]) >= abs(directions[0, b]) else (b, a)
-    if abs(directions[:, columns]@directions[:, rows]) > _SQUARE: raise ValueError('rows and columns are not square to each other')
+    steps = affine[:3, :3]
+    directions = steps/np.linalg.norm(steps, axis=0)
+    across,_,upwards = np.abs(directions)
+    slices = int(upwards.argmax())
+    others = [axis for axis in range(3) if axis != slices]
+    columns,rows = sorted(others, key=lambda axis: -across[axis])
+    leaning = directions[:, columns]@directions[:, rows]
+    if abs(leaning) > _SQUARE: raise ValueError('rows and columns are not square to each other')
     if abs(np.linalg.det(directions)) < .3: raise ValueError('no geometry: its slices do not follow one another')
     return columns, rows, slices
 

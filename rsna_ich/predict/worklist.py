@@ -167,9 +167,12 @@ class View:
         grey = apply_window(self.hu, window)
         top,left,side = self.box or (0, 0, max(grey.shape))
         part = np.s_[max(0, top):top + side, max(0, left):left + side]
-        shown = np.repeat(np.asarray(grey[part], 'float32')[..., None], 3, -1)
-        width = max(1, round(min(grey.shape[0], side)/LARGE*LINE_WIDTH))
-        for region,colour in self.regions if window != BONE else []: shown[outline(region[part], width)] = colour
+        shown = np.asarray(grey[part], 'float32')
+        shown = np.repeat(shown[..., None], 3, -1) # to red, green and blue
+        enlarged = min(len(grey), side)/LARGE
+        width = max(1, round(enlarged*LINE_WIDTH))
+        regions = self.regions if window != BONE else []
+        for region,colour in regions: shown[outline(region[part], width)] = colour
         return picture(shown, size, self.caption)
 
     @property
@@ -204,12 +207,15 @@ def _views_of_series(found, predictor, labels):
     shape = _shape(pictures[labels[0]])
     if shape is None: return views
     stack = [label for label in rows.index if _shape(pictures[label]) == shape]
-    hu = np.maximum(np.stack([pictures[label] for label in stack]), -1024).astype('int16')
-    at = [stack.index(label) for label in labels if label in stack]
-    spacing = pixel_mm(rows.loc[stack])
+    rows = rows.loc[stack]
+    hu = np.stack([pictures[label] for label in stack])
+    hu = np.maximum(hu, -1024).astype('int16')
+    spacing = pixel_mm(rows)
     *_,box = next(iter(who_answers(predictor, hu).prepared(hu, spacing)))
-    heats = _heats(predictor, hu, rows.loc[stack], at, spacing)
-    return views | {stack[k]: View(rows.loc[stack[k]], hu[k], heats.get(k), box, found.mask_of(stack[k])) for k in at}
+    at = [stack.index(label) for label in labels if label in stack]
+    heats = _heats(predictor, hu, rows, at, spacing)
+    for k in at: views[stack[k]] = View(rows.iloc[k], hu[k], heats.get(k), box, found.mask_of(stack[k]))
+    return views
 
 # %% ../../nbs/predict/11_worklist.ipynb #b155cfb8
 def study_views(

@@ -29,7 +29,9 @@ def _as_image(
     bits:int, windows
 ) -> Image.Image:
     "One slice as a picture: windows as channels, or HU + 1024 in 16 bits"
-    if bits == 16: return Image.fromarray((np.clip(hu, -1024, 2**16-1025).astype(np.int32) + 1024).astype(np.uint16))
+    if bits == 16:
+        above_air = np.asarray(hu, np.int32) + 1024
+        return Image.fromarray(above_air.clip(0, 2**16 - 1).astype(np.uint16))
     channels = np.rint(window_channels(hu, windows)*255).astype(np.uint8)
     return Image.fromarray(channels[0] if len(channels) == 1 else channels.transpose(1, 2, 0))
 

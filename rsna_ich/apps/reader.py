@@ -10,6 +10,7 @@ __all__ = ['LABEL_OF_BITS', 'answer_upload', 'serve_reader', 'Reader']
 # %% ../../nbs/apps/08_reader.ipynb #dcd7e800
 import json, os, shutil, signal, subprocess, sys, threading, zipfile
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -170,15 +171,17 @@ def _about_upload(found, predictor, refused, segmenter):
                 outliner={name: outliner.get(name, '') for name in ('name', 'trained_on')})
 
 # %% ../../nbs/apps/08_reader.ipynb #fe8135d4
-def _without_folder(ids): return ids.str.replace(r'^files/', '', regex=True)
+def _without_folder(table, *names):
+    "A table whose identifiers in these columns have lost the application's own folder"
+    return table.assign(**{name: table[name].str.replace(r'^files/', '', regex=True) for name in names})
 
-def _name_after_files(found):
-    "Call patients, studies and series without an ID after their files alone"
-    studies = found.studies
-    unnamed = studies.patient_id.eq(studies.study_id)
-    studies.loc[unnamed, 'patient_id'] = _without_folder(studies.patient_id[unnamed]).replace('files', '')
-    for table in studies,found.slices,found.table: table['study_id'] = _without_folder(table.study_id)
-    for table in found.slices,found.table: table['series_id'] = _without_folder(table.series_id)
+def _named_after_files(found):
+    "Predictions whose patients, studies and series without an ID are called after their files alone"
+    unnamed = found.studies.patient_id.eq(found.studies.study_id)
+    studies = _without_folder(found.studies, 'study_id')
+    studies['patient_id'] = found.studies.patient_id.mask(unnamed, studies.study_id.replace('files', ''))
+    slices,table = (_without_folder(rows, 'study_id', 'series_id') for rows in (found.slices, found.table))
+    return replace(found, studies=studies, slices=slices, table=table)
 
 # %% ../../nbs/apps/08_reader.ipynb #bc318011
 def answer_upload(
@@ -193,8 +196,7 @@ def answer_upload(
     say('unpacking')
     refused = unpack_upload(folder/'received', folder/'files', limits)
     say('reading and asking the model')
-    found = predictor.predict(folder/'files', n_jobs=1)
-    _name_after_files(found)
+    found = _named_after_files(predictor.predict(folder/'files', n_jobs=1))
     if not len(found.studies): raise InputError('upload', f'nothing of it could be read: {a_few(found.left_out.reason.unique(), 2)}')
     n_slices = int(found.studies.n_slices.sum())
     say(f'drawing {counted(n_slices, "slice")} of {counted(len(found.studies), "study", "studies")}')

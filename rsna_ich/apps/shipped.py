@@ -305,11 +305,12 @@ def make_population(
     size:int, # Pixels a side
     prevalence:float, # Of patients who bleed
     max_slices:int, # Slices a patient at most
-    n_jobs:int=2 # Processes
+    n_jobs:int=2, # Processes
+    pixels:int=512 # Rows and columns that are simulated
 ) -> Population:
     "Simulate patients, or read them where they have been simulated"
     from rsna_ich.simulate.population import simulated_blood, simulated_store
-    store,labels,areas = simulated_store(folder, patients, seed, size, prevalence, max_slices, n_jobs)
+    store,labels,areas = simulated_store(folder, patients, seed, size, prevalence, max_slices, n_jobs, pixels)
     clear,maps = simulated_blood(store)
     return Population(store, labels, doubtful_slices(areas, clear), maps)
 

@@ -83,6 +83,7 @@ def _bits_by_label(file, labels):
     bits = np.where(labels > 0, 1 << np.maximum(labels, 1) - 1, 0)
     return bits.astype('uint8'), np.ones(len(labels), bool)
 
+
 def _bits_by_table(file, labels):
     "Bits where all blood of a slice is of the kinds that a table names, as in CT-ICH; slices of one kind are sure"
     if not file.name.isdigit(): raise InputError(file.scan, 'a name that is no number, so the table of diagnoses has no patient for it')
@@ -94,6 +95,7 @@ def _bits_by_table(file, labels):
     bits = (labels > 0)*of_slice[:, None, None]
     return bits.astype('uint8'), kinds.sum(1) < 2
 
+# %% ../../nbs/data/20_outlined.ipynb #980f6d18
 def _bits(file, labels):
     "Bits of labels as they are stored, and of which slices they are sure"
     return (_bits_by_label if file.layout == 'BHSD' else _bits_by_table)(file, labels)

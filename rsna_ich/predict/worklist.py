@@ -169,8 +169,8 @@ class View:
         part = np.s_[max(0, top):top + side, max(0, left):left + side]
         shown = np.asarray(grey[part], 'float32')
         shown = np.repeat(shown[..., None], 3, -1) # to red, green and blue
-        enlarged = min(len(grey), side)/LARGE
-        width = max(1, round(enlarged*LINE_WIDTH))
+        per_shown = min(len(grey), side)/LARGE # pixels of the slice in one that is shown
+        width = max(1, round(LINE_WIDTH*per_shown))
         regions = self.regions if window != BONE else []
         for region,colour in regions: shown[outline(region[part], width)] = colour
         return picture(shown, size, self.caption)

@@ -428,8 +428,8 @@ def _train(
     from rsna_ich.learn.second_stage import give_second_stage
     from rsna_ich.learn.training import train as run
     loggers = tuple(filter(None, loggers.split(',')))
-    bundle = run(competition, recipe, out, fraction, epochs, size, jobs, bs=batch, folds=folds, loggers=loggers,
-                 pretrained=pretrained, finish=give_second_stage)
+    bundle = run(competition, recipe, out, fraction, jobs, loggers=loggers, finish=give_second_stage,
+                 epochs=epochs, size=size, bs=batch, folds=folds, pretrained=pretrained)
     _export(bundle)
     typer.echo((bundle/'README.md').read_text(encoding='utf-8'))
     typer.echo(f'bundle: {bundle}')

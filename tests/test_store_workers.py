@@ -54,7 +54,7 @@ TRAINER = LOADER.split('    two, none =')[0].replace('import slice_dls', 'import
 
 @pytest.mark.parametrize('method', ['none', 'fork', 'spawn'])
 def test_training_ends(tmp_path, method):
-    "However workers are started, with every batch seen; how long training waits for them is measured in 20a_scale"
+    "However workers are started, with every batch seen; how long training waits for them is measured in benchmarks/02_scale"
     script = tmp_path/'trainer.py'
     script.write_text(TRAINER.replace('set_start_method(sys.argv[2])', "set_start_method(sys.argv[2].replace('none', 'fork'))"))
     env = os.environ | {'ICH_QUIET': '1', 'OMP_NUM_THREADS': '1'}

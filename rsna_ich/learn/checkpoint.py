@@ -204,7 +204,7 @@ def own_path(self:Checkpoint):
 # %% ../../nbs/learn/12_checkpoint.ipynb #c9d2fe0e
 @patch
 def _take(self:Checkpoint, instead=None):
-    "What was saved, once; its curves and best weights become the callback's, or those named `instead` where none are called best"
+    "Hand over what was saved, once: its curves and best weights become the callback's; where it has no best ones, the tensors under `instead` do"
     tensors,notes = self.saved
     self.saved = None
     self.rows = notes['rows']

@@ -26,7 +26,7 @@ from ..data.folds import holdout
 from ..data.neighbours import neighbour_rows
 from ..data.slices import frame_rows, read_slices
 from ..data.upright import pixel_mm, read_series
-from ..data.crop import crop_resize, head_box, whole_box
+from ..data.crop import BOX_SLICES, crop_resize, head_box, whole_box
 from ..labels import SUBTYPES, read_labels
 from .augment import get_augments
 from .batch import SizeTo, TensorHU, TensorSubtypes, Windowed
@@ -56,7 +56,7 @@ def _slice_files(table):
     return pd.Series([str(SliceFile(*values)) for values in zip(*columns)], index=table.index)
 
 # %% ../../nbs/learn/05_datablock.ipynb #5edb8099
-_LOOKED_AT = 9 # slices of a series in which the head is looked for, spread over it
+_LOOKED_AT = BOX_SLICES # of a series, spread over it, in which the head is looked for: as many as the store looks at
 
 def _spread(files):
     "Some of a series' slices, for all of its rows"

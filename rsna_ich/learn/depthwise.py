@@ -78,13 +78,13 @@ class DepthwiseConv(nn.Conv2d):
 
 # %% ../../nbs/learn/13_depthwise.ipynb #6d558054
 def _is_depthwise(layer):
-    "Is it a plain convolution with a square kernel for each channel, without bias, that keeps the picture's size?"
+    "Is it a plain convolution with a square kernel of odd side for each channel, without bias, that keeps the picture's size?"
     if type(layer) is not nn.Conv2d or layer.bias is not None: return False
     side = layer.kernel_size[0]
     each_alone = layer.groups == layer.in_channels == layer.out_channels
     same_size = layer.padding == (side//2, side//2) and layer.padding_mode == 'zeros'
     every_pixel = layer.stride == layer.dilation == (1, 1)
-    return each_alone and same_size and every_pixel and layer.kernel_size == (side, side) and side > 1
+    return each_alone and same_size and every_pixel and layer.kernel_size == (side, side) and side > 1 and side % 2 == 1
 
 # %% ../../nbs/learn/13_depthwise.ipynb #62022cc3
 def faster_depthwise(

@@ -28,6 +28,7 @@ from fastai.torch_core import rank_distrib
 from .depthwise import faster_depthwise
 from .losses import AnyAUC, CompetitionMetric, WeightedBCE
 from .recipes import SCHEDULES
+from .sampling import SeriesDL
 from .where import AskWhere
 from ..model.net import body_and_head
 
@@ -161,7 +162,8 @@ def slice_learner(
     "A fastai learner for six outputs as the recipe describes it"
     if recipe.optimiser not in OPTIMISERS:
         raise InputError(recipe.name, f'no optimiser {recipe.optimiser!r}; there are {", ".join(OPTIMISERS)}')
-    asked = recipe_callbacks(recipe, dls.train.bs, getattr(dls, 'device', None) or 'cpu')
+    bs = dls.train.slices if isinstance(dls.train, SeriesDL) else dls.train.bs
+    asked = recipe_callbacks(recipe, bs, getattr(dls, 'device', None) or 'cpu')
     if recipe.where: asked.append(AskWhere(recipe.where))
     return Learner(dls, model, loss_func=recipe_loss(recipe), opt_func=OPTIMISERS[recipe.optimiser], splitter=body_and_head,
                    metrics=[CompetitionMetric(), AnyAUC()], wd=recipe.weight_decay, cbs=[*asked, *cbs])
@@ -243,12 +245,13 @@ def logger_callbacks(
     name:str='log' # Of what is logged
 ) -> list: # fastai callbacks; of the first process alone
     "Callbacks that log to CSV, TensorBoard, Weights & Biases or MLflow"
+    if rank_distrib(): return []
     cbs = []
     for which in names:
         if which not in LOGGERS: raise InputError(which, f'no such logger; there are {", ".join(LOGGERS)}')
         try: cbs.append(LOGGERS[which](dest, name))
         except ImportError as e: raise InputError(which, f'its package is not installed ({e}): pip install {which}') from None
-    return [] if rank_distrib() else cbs
+    return cbs
 
 # %% ../../nbs/learn/11_learner.ipynb #f738dc57
 def lr_curve(

@@ -223,11 +223,12 @@ def _row(recipe):
     "A recipe as a row of `recipe_table`, an ensemble as its members together"
     parts = [part for part,_ in recipe_members(recipe)]
     first = parts[0]
+    def each(values): return ' + '.join(dict.fromkeys(map(str, values)))
     return dict(
         recipe=recipe.name, backbone=' + '.join(p.backbone for p in parts), windowing=first.windowing,
-        sizes=' → '.join(str(s.size) for s in first.stages), epochs=sum(p.epochs for p in parts), folds=first.folds,
+        sizes=each(' → '.join(str(s.size) for s in p.stages) for p in parts), epochs=sum(p.epochs for p in parts), folds=first.folds,
         neighbours=first.neighbours, optimiser=first.optimiser, schedule=first.schedule, lr=max(s.lr for s in first.stages),
-        batch=first.stages[-1].bs, loss=first.loss, sample=first.sample, second_stage=recipe.second_stage,
+        batch=each(p.stages[-1].bs for p in parts), loss=first.loss, sample=first.sample, second_stage=recipe.second_stage,
         reported=recipe.reported, source=recipe.source, differs=recipe.differs)
 
 # %% ../../nbs/learn/10_published.ipynb #7bece276

@@ -62,7 +62,7 @@ def constant(
 def cosine(
     part:float, # Of the stage that is done
     low:float=0., # Where it ends
-    cycles:int=1 # How often it starts again at 1, at equal distances (warm restarts)
+    cycles:int=1 # How many times it falls from 1 to `low`; more than once: warm restarts at equal distances
 ) -> float:
     "Half a cosine from 1 to `low`, `cycles` times"
     of_cycle = part*cycles % 1 if part < 1 else 1
@@ -180,6 +180,8 @@ def _check_names(self:Recipe):
     choices = dict(schedule=SCHEDULES, windowing=WINDOWINGS, pool=POOLS, split=('patients', 'images'))
     for name,known in choices.items():
         if getattr(self, name) not in known: self._refuse(name, f'there are {", ".join(known)}')
+    named = [one if isinstance(one, str) else one[0] for part in (self, *self.stages) for one in part.augment or ()]
+    if 'centre_crop' in named: self._refuse('augment', 'centre_crop is not repeated in prediction')
 
 # %% ../../nbs/learn/09_recipes.ipynb #2e03e1f1
 @patch
@@ -187,6 +189,8 @@ def _check_numbers(self:Recipe):
     "Refuse numbers out of their range"
     for name in 'smoothing', 'ema', 'dropout', 'flip_weight', 'holdout':
         if not 0 <= getattr(self, name) < 1: self._refuse(name, 'from 0 to below 1')
+    if not 0 < self.specificity <= 1: self._refuse('specificity', 'above 0, up to 1')
+    if self.trained_folds is not None and not 1 <= self.trained_folds <= self.folds: self._refuse('trained_folds', f'from 1 to {self.folds}')
     if not 0 <= self.where < math.inf: self._refuse('where', 'from 0 to below inf')
     if self.where and self.pool != 'map': self._refuse('where', "only a model that draws maps (pool='map') can be asked")
     weights = self.class_weights

@@ -90,7 +90,8 @@ class ClassWeightedDL(WeightedDL):
         wgts=None, # Chances, (n,), instead of `class_weights`
         **kwargs
     ):
-        super().__init__(dataset, bs, class_weights(_targets(dataset)) if wgts is None else wgts, **kwargs)
+        if wgts is None and kwargs.get('shuffle'): wgts = class_weights(_targets(dataset)) # slices in order need no chances
+        super().__init__(dataset, bs, wgts, **kwargs)
 
 # %% ../../nbs/learn/04_sampling.ipynb #93bed0a3
 class StudyDL(TfmdDL):
@@ -133,7 +134,8 @@ class SeriesDL(TfmdDL):
 # %% ../../nbs/learn/04_sampling.ipynb #6b9b2257
 @patch
 def new(self:SeriesDL, dataset=None, cls=None, **kwargs):
-    "Another loader like this one"
+    "Another loader like this one; of new slices, which come one by one, a plain one"
+    if dataset is not None and not kwargs.get('shuffle', self.shuffle): cls = TfmdDL
     return super(SeriesDL, self).new(dataset, cls, **(dict(bs=self.slices) | kwargs))
 
 @patch

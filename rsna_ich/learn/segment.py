@@ -168,12 +168,15 @@ def outlined_dls(
 # %% ../../nbs/learn/17_segment.ipynb #f7bc6abd
 def _fitted(unet, dls, keep, epochs, lr):
     "A learner after one cycle; a killed run continues from its checkpoint"
+    if not len(dls.train): raise InputError('set with outlines', f'{len(dls.train.dataset)} slices to learn from are less than a batch of {dls.train.bs}')
     learn = Learner(dls, unet, loss_func=mask_loss, opt_func=Adam, splitter=_halves, metrics=[dice_any], wd=.01,
                     cbs=[ChannelsLast(), RunningMean(.995)])
     cbs = [BatchBar('U-Net', keep.start), KeepMemory(), keep]
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(epochs, slice(lr*.3, lr), pct_start=.15, start_epoch=keep.start, cbs=cbs)
     return learn
+
+def _names(files): return ', '.join(Path(file).name for file in files)
 
 def _halves(unet):
     "The parameters in two groups: encoder, and decoder with head"
@@ -194,7 +197,7 @@ def train_unet(
     set_seed(seed, reproducible=True)
     dls = outlined_dls(list(files), bs, seed=seed)
     unet = UNet() if bundle is None else encode_as(UNet(), bundle)
-    keep = Checkpoint(Path(dest).with_suffix('.checkpoint.safetensors'), about=f'U-Net, {len(files)} patients, {epochs} epochs, {lr}, {bs}, {seed}')
+    keep = Checkpoint(Path(dest).with_suffix('.checkpoint.safetensors'), about=f'U-Net from {bundle}, {_names(files)}, {epochs} epochs, {lr}, {bs}, {seed}')
     learn = _fitted(unet, dls, keep, epochs, lr)
     size = dls.train.dataset.hu.shape[-1]
     config = dict(name='rsna-ich-outlines', windowing='brain', size=size, level=[.5]*KINDS_OUTLINED, trained_on=f'{len(files)} simulated patients, no real ones')
@@ -242,8 +245,7 @@ def tune_unet(
     set_seed(seed, reproducible=True)
     unet,about = load_unet(start)
     dls = outlined_dls(list(files), bs, about['windowing'], seed=seed)
-    if not len(dls.train): raise InputError('set with outlines', f'{len(dls.train.dataset)} slices to learn from are less than a batch of {bs}')
-    keep = Checkpoint(Path(dest).with_suffix('.checkpoint.safetensors'), about=f'U-Net on, {len(files)} scans, {epochs} epochs, {lr}, {bs}, {seed}')
+    keep = Checkpoint(Path(dest).with_suffix('.checkpoint.safetensors'), about=f'U-Net from {start}, {_names(files)}, {epochs} epochs, {lr}, {bs}, {seed}')
     learn = _fitted(unet, dls, keep, epochs, lr)
     trained_on = f'{about["trained_on"].replace(", no real ones", "")}, then scans of a set with outlines ({len(files) - len(files[::12])})'
     config = dict(name=f'{about["name"]}-tuned', windowing=about['windowing'], size=about['size'], level=about['level'], trained_on=trained_on)

@@ -6,7 +6,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/training.html.md"""
 
 # %% auto #0
 __all__ = ['training_data', 'branch_of_rows', 'held_out_rows', 'Run', 'recipe_model', 'find_lr', 'predict_store', 'calibrate',
-           'claim_run', 'train']
+           'claim_run', 'Changes', 'train']
 
 # %% ../../nbs/learn/15_training.ipynb #daff4233
 import json, shutil
@@ -20,7 +20,8 @@ import torch
 
 from ..core import DISCLAIMER, InputError, atomic_path, progress # before fastai, whose warning it silences
 from fastai.torch_core import default_device, distrib_barrier, rank_distrib, set_seed
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
+from fastcore.meta import delegates
 
 from ..data.folds import check_folds, holdout, make_folds
 from ..data.quality import find_competition
@@ -547,6 +548,10 @@ def _some_patients(store, fraction, seed):
     return StoreRows(store, np.flatnonzero(store.slices.patient_id.isin(some)))
 
 # %% ../../nbs/learn/15_training.ipynb #07995f05
+def _with_all_fields(recipe):
+    "A noted recipe as JSON gives it back; fields that it lacks have their defaults"
+    return json.loads(json.dumps(Recipe(**recipe).to_dict()))
+
 def claim_run(
     dest, # The run's folder
     description:dict # What is run, as JSON would give it back
@@ -557,18 +562,30 @@ def claim_run(
         with atomic_path(note) as p: p.write_text(json.dumps(description, indent=1))
         return True
     before = json.loads(note.read_text())
-    before['recipe'] = json.loads(json.dumps(Recipe(**before['recipe']).to_dict()))
+    before['recipe'] = _with_all_fields(before['recipe'])
+    if 'members' in before: before['members'] = [_with_all_fields(member) for member in before['members']]
     changed = [k for k in description if before.get(k) != description[k]]
     if changed: raise InputError(dest, f'holds another run: {", ".join(changed)} differ; choose another folder')
     return False
 
 # %% ../../nbs/learn/15_training.ipynb #233baf53
-def _adapted(recipe, epochs=None, size=None, bs=None, folds=None, pretrained=None):
-    "A recipe with the caller's changes; what is None stays"
-    recipe = scale_recipe(recipe, epochs, size, bs)
-    if folds: recipe = replace(recipe, folds=folds, trained_folds=None)
-    if pretrained is None: return recipe
-    return replace(recipe, pretrained=False if pretrained == 'none' else pretrained)
+class Changes:
+    "What to change in a recipe; None leaves it as it is"
+    def __init__(self,
+        epochs:int|None=None, # Of every stage, instead of the recipe's
+        size:int|None=None, # Of the last stage, instead of the recipe's
+        bs:int|None=None, # Slices a batch, instead of the recipe's
+        folds:int|None=None, # Cross-validation in so many folds; 1: one split
+        pretrained=None # As in `create_model`; 'none' for random weights, 'shipped' to go on from the package's model
+    ): store_attr()
+
+@patch
+def applied(self:Changes, recipe):
+    "The recipe with these changes"
+    recipe = scale_recipe(recipe, self.epochs, self.size, self.bs)
+    if self.folds: recipe = replace(recipe, folds=self.folds, trained_folds=None)
+    if self.pretrained is None: return recipe
+    return replace(recipe, pretrained=False if self.pretrained == 'none' else self.pretrained)
 
 @dataclass
 class _Order:
@@ -654,25 +671,22 @@ def claimed(self:_Order):
         raise
 
 # %% ../../nbs/learn/15_training.ipynb #626b9157
+@delegates(Changes)
 def train(
     competition, # Folder in the competition's layout
     recipe='ours-cpu', # A name of RECIPES, or a `Recipe`
     dest='run', # The run's folder: tables, store, weights, curves, bundle
     fraction:float=1., # Share of the patients to train on
-    epochs:int|None=None, # Of every stage, instead of the recipe's
-    size:int|None=None, # Of the last stage, instead of the recipe's
     n_jobs:int=2, # Processes that read
     device=None, # Of training; fastai's default
-    bs:int|None=None, # Slices a batch, instead of the recipe's
-    folds:int|None=None, # Cross-validation in so many folds, instead of the recipe's; 1: one split
     loggers=(), # Names of `learner.LOGGERS`: csv, tensorboard, wandb, mlflow
-    pretrained=None, # As in `create_model`, instead of the recipe's; 'none' for random weights, 'shipped' to go on from the package's model
-    finish=None # Called with each model's bundle and run folder, e.g. to add a second stage
+    finish=None, # Called with each model's bundle and run folder, e.g. to add a second stage
+    **kwargs
 ) -> Path: # The bundle
-    "Competition folder to model bundle; finished parts of a run in `dest` are used, others done"
+    "Competition folder to model bundle, by a recipe with the `Changes` that the keywords name; finished parts of a run in `dest` are used, others done"
     join_processes()
     if not 0 < fraction <= 1: raise InputError(competition, f'a fraction of {fraction} of the patients')
-    changes = dict(epochs=epochs, size=size, bs=bs, folds=folds, pretrained=pretrained)
-    recipe = _adapted(get_recipe(recipe), **changes)
-    parts = [(_adapted(r, **changes), w) for r,w in recipe_members(recipe)] if recipe.members else [(recipe, 1.)]
+    changes = Changes(**kwargs)
+    recipe = changes.applied(get_recipe(recipe))
+    parts = [(changes.applied(member), weight) for member,weight in recipe_members(recipe)] if recipe.members else [(recipe, 1.)]
     return _Order(Path(competition), recipe, parts, Path(dest), fraction, n_jobs, device, loggers, finish).claimed()

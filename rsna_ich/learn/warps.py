@@ -289,7 +289,7 @@ class OwnHead(RandTransform):
 # %% ../../nbs/learn/02_warps.ipynb #52265f4c
 class Reverse(RandTransform):
     "The slices above swapped with those below"
-    order = 2
+    order = 1.2 # before maps of blood join the slices: a map has no above and below
     split_idx = 0
     def __init__(self,
         p:float=.5 # Share of the slices

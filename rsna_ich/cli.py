@@ -272,13 +272,18 @@ def _eda(
     return _left_out(lost[columns].itertuples(index=False), out)
 
 # %% ../nbs/04_cli.ipynb #7333ace5
+def _is_there(path):
+    "Is there such a file or folder, or such an archive where the path goes on inside one (`all.zip::folder`)?"
+    from rsna_ich.data.files import split_member
+    return Path(split_member(path)[0]).exists()
+
 def _slices_of(folder, jobs):
     "The slices table of a competition's training folder, or of any other folder or zip"
     from rsna_ich.data.quality import find_competition
     from rsna_ich.data.slices import read_slices
     try: source = find_competition(folder).train or folder
     except InputError:
-        if not folder.exists(): raise
+        if not _is_there(folder): raise
         source = folder
     return read_slices(source, jobs)
 
@@ -561,7 +566,7 @@ def _check_source(folder, url, study, send_back, ca):
     if bool(url) != bool(study): raise typer.BadParameter('--from-dicomweb and --study go together')
     if send_back and not url: raise typer.BadParameter('--send-back goes with --from-dicomweb')
     if ca and not url: raise typer.BadParameter('--ca goes with --from-dicomweb')
-    if folder and not folder.exists(): raise InputError(folder, 'no such folder, zip or file')
+    if folder and not _is_there(folder): raise InputError(folder, 'no such folder, zip or file')
 
 def _service(url, ca):
     "The DICOMweb service at an address; None without one"
@@ -673,7 +678,7 @@ def _segment(
     out:Path=Path('network'), # Folder of the U-Net; what is prepared goes beside it
     epochs:int=4 # Of one cycle
 ):
-    "Train the outlines in the package on a set of real ones"
+    "Train the outlining network further on real outlines"
     if out.exists(): raise InputError(out, 'is there already')
     with needs_extra('Training'): from rsna_ich.learn.segment import prepare_outlined, tune_unet
     from rsna_ich.predict.onnx import export_unet

@@ -314,10 +314,10 @@ def _checked(preds, path):
 
 # %% ../nbs/01_labels.ipynb #859f3c1d
 def write_submission(
-    preds, # Probabilities, six columns a subtype; `image_id` as index or column
+    preds, # Probabilities, one column a subtype; `image_id` as index or column
     path, # `submission.csv`
     sample=None, # Sample submission (path, or what `read_sample` gives), whose rows and order are then kept
-    missing=None # Probability, or one a subtype, for the sample's images without a prediction; None makes them an error
+    missing=None # Probability, or six in the order of SUBTYPES, for the sample's images without a prediction; None makes them an error
 ) -> Path: # The same path
     "Write `ID,Label`, six rows an image; what is no probability or lacks an image is an `InputError`"
     preds = _checked(preds, path)
@@ -331,6 +331,7 @@ def write_submission(
     if missing is None and len(lost):
         raise InputError(source, f'{len(lost):,} of its images have no prediction: {a_few(lost)}')
     instead = np.full(len(SUBTYPES), np.nan if missing is None else missing)
+    if missing is not None and not ((instead >= 0) & (instead <= 1)).all(): raise InputError(path, f'missing={missing} is no probability')
     values = np.vstack([preds.to_numpy(), instead])
     columns = pd.Index(SUBTYPES).get_indexer(sample.subtype)
     return _write_csv(pd.DataFrame({'ID': sample.ID, 'Label': values[rows, columns]}), path)

@@ -402,7 +402,8 @@ def _simulated(given, folder, size, wish, n_jobs):
 
 def _claim(note, about):
     "Refuse a folder in which something else was adapted"
-    if note.is_file() and json.loads(note.read_text()) != about: raise InputError(note.parent, 'holds another adaptation; choose another folder')
+    before = json.loads(note.read_text()) if note.is_file() else about
+    if any(before.get(name) != value for name,value in about.items()): raise InputError(note.parent, 'holds another adaptation; choose another folder')
 
 # %% ../../nbs/apps/12_adapt.ipynb #3b904e47
 def adapt(
@@ -419,9 +420,11 @@ def adapt(
     start = starting_bundle(bundle)
     config = read_config(start)
     note = out/'adaptation.json'
-    about = dict(folder=str(Path(folder).resolve()), bundle=str(start.resolve()), wish=asdict(wish))
-    _claim(note, about)
+    asked = dict(folder=str(Path(folder).resolve()), bundle=str(start.resolve()), wish=asdict(wish))
+    _claim(note, asked)
     normal = normal_store(folder, out, config['store_size'], n_jobs, config.get('crop', True))
+    about = asked | dict(scans=normal.config['table']) # which other scans in the same folder change
+    _claim(note, about)
     with atomic_path(note) as f: f.write_text(json.dumps(about, indent=1))
     if (out/'bundle'/'config.json').is_file(): return out/'bundle'
     painted = painted_slices(normal, out/'painted', wish, n_jobs)

@@ -33,7 +33,7 @@ def predict_test(
     found = find_competition(competition)
     if not found.test: raise InputError(competition, 'has no folder of test slices')
     note = out/'of.json'
-    stamp = dict(bundle=str(Path(bundle).resolve()), made=(Path(bundle)/'config.json').stat().st_mtime)
+    stamp = dict(competition=str(Path(competition).resolve()), bundle=str(Path(bundle).resolve()), made=(Path(bundle)/'config.json').stat().st_mtime)
     if note.exists() and json.loads(note.read_text()) == stamp: return out
     predictor = Predictor(bundle)
     predictor.predict(found.test).save(out, found.sample_csv, missing=predictor.prior)

@@ -347,8 +347,8 @@ Once: accept the competition's rules on its page, and give the client your crede
 kaggle datasets create -p dataset      # private: no --public; later `kaggle datasets version -p dataset -m again`
 kaggle kernels push -p inference       # then: kaggle kernels status {user}/{inference}
 kaggle kernels push -p training        # 12 hours were not enough? ich kaggle build … --resume, and push again
-kaggle kernels output {user}/{inference} -p output
-kaggle competitions submit {competition} -f output/submission.csv -m "rsna_ich"
+kaggle kernels output {user}/{inference} -p ../output
+kaggle competitions submit {competition} -f ../output/submission.csv -m "rsna_ich"
 ```
 '''
 

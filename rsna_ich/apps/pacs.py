@@ -30,7 +30,7 @@ from requests.adapters import HTTPAdapter
 
 from .reader import Reader
 from .uploads import Limits
-from ..core import InputError, Journal, atomic_path, is_temporary, progress
+from ..core import InputError, Journal, atomic_path, counted, is_temporary, progress
 from ..data.dicom import read_header
 
 # %% ../../nbs/apps/11_pacs.ipynb #b6cdcb52
@@ -450,15 +450,21 @@ def stop(self:Listener):
 @patch
 def _send_on(self:Listener, study, state, paths):
     "Send results to every destination that has not got them; True where all have them now"
+    all_have = True
     for destination in self.destinations:
         if str(destination) in self.inbox.taken_by(study, state): continue
         try: send(paths, destination)
         except InputError as e:
-            self.say(f'study {study[:8]}: {e}; tried again later')
-            self._again[study] = time.monotonic() + self.bounds.again_seconds
-            return False
-        self.inbox.note(study, state, sent=str(destination))
-    return True
+            self._later(study, e)
+            all_have = False
+        else: self.inbox.note(study, state, sent=str(destination))
+    return all_have
+
+@patch
+def _later(self:Listener, study, why):
+    "Say why a study is not finished, and try again after a while"
+    self.say(f'study {study[:8]}: {why}; tried again later')
+    self._again[study] = time.monotonic() + self.bounds.again_seconds
 
 # %% ../../nbs/apps/11_pacs.ipynb #481e6b49
 @patch
@@ -468,13 +474,16 @@ def finish(self:Listener,
 ) -> bool: # Is it finished, with or without results?
     "Predict a study, send what was found, and note it"
     results = self.inbox.studies/study/f'results-{state}'
+    if not results.is_dir() and not self.reader.start():
+        self._later(study, 'the process that predicts could not be started')
+        return False
     why = '' if results.is_dir() else self.reader.read(self.inbox.studies/study)
     if state_of(self.inbox.files(study)) != state: return False # a slice came late: when it rests again
     paths = sorted(results.glob('*.dcm'))
     if not self._send_on(study, state, paths): return False
-    done = f'no results: {why}' if why else f'{len(paths)} objects' if paths else 'no results: nothing could be read'
+    done = f'no results: {why}' if why else counted(len(paths), 'object') if paths else 'no results: nothing could be read'
     self.inbox.note(study, state, done=done)
-    self.say(f'study {study[:8]}: {len(self.inbox.files(study))} slices, {done}')
+    self.say(f'study {study[:8]}: {counted(len(self.inbox.files(study)), "slice")}, {done}')
     return True
 
 # %% ../../nbs/apps/11_pacs.ipynb #3221425a

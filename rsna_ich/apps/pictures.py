@@ -83,9 +83,11 @@ def _picture_rows(paths, folder):
 
 def _answer(predictor, read, row, path):
     "What is found in one picture"
-    try: p = predictor.predict_hu(read(path))
+    try: hu = read(path)
     except (InputError, OSError) as e: return Found(row, getattr(e, 'reason', str(e)))
-    return Found(row, 'ok', p[0].tolist(), int(predictor.positive(p)[0]))
+    speaker = predictor.speaker(hu)
+    p = speaker.predict_hu(hu)
+    return Found(row, 'ok', p[0].tolist(), int(speaker.positive(p)[0]))
 
 # %% ../../nbs/apps/04_pictures.ipynb #94fa05bf
 def about_pictures(

@@ -213,7 +213,7 @@ def answer_upload(
 
 # %% ../../nbs/apps/08_reader.ipynb #094e50cf
 _GREW = 2*2**30 # bytes of resident memory after which the process is replaced
-_SAFE = 'it ended the process that read it'
+_PROCESS_ENDED = 'it ended the process that read it'
 
 def _limit_memory(limits):
     "Bound the address space and the size of a file of this process, where the system can"
@@ -362,4 +362,4 @@ def _listen(self:Reader, folder, say):
         if 'stage' in said: say(str(said['stage']))
         elif 'error' in said: return str(said['error']), bool(said.get('last'))
         elif 'done' in said: return '', bool(said.get('last'))
-    return _SAFE, True
+    return _PROCESS_ENDED, True

@@ -12,7 +12,7 @@ __all__ = ['IDENTITY', 'KEPT', 'CT_IMAGE', 'UIDS', 'PRIVATE', 'FINDING_SITES', '
            'study_objects', 'write_results', 'drawn_of']
 
 # %% ../../nbs/apps/05_results.ipynb #6823bf67
-import textwrap, uuid, warnings
+import hashlib, textwrap, uuid, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -160,6 +160,11 @@ class Speaker(NamedTuple):
     point:float # The operating point of a series as long as this one
 
 # %% ../../nbs/apps/05_results.ipynb #2db247f5
+def _digest(series, drawn):
+    "A few letters that differ where what is drawn in a series does"
+    masks = [(kind, hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()) for kind,mask in sorted(drawn.masks.items())]
+    return series, drawn.name, sorted(drawn.volumes.items()), masks
+
 @dataclass
 class StudyAnswer:
     "What is said of a study, and the slices it is said of"
@@ -176,7 +181,11 @@ class StudyAnswer:
     def header(self): return self.headers[self.rows.index[0]]
     @property
     def positive(self): return self.rows[self.rows.positive.eq(1)]
-    def made(self, *what): return made_uid(self.uid, self.speaker, __version__, *self.rows['any'].round(6), *what)
+    def made(self, *what):
+        "A UID that follows from the study, the model and all of its answer"
+        slices = self.rows[SUBTYPES].astype('float64').round(6).to_numpy().ravel()
+        study = self.study[SUBTYPES].astype('float64').round(6)
+        return made_uid(self.uid, self.speaker, __version__, *slices, *study, [_digest(*item) for item in self.drawn.items()], *what)
     def key(self, kind): return self.rows[kind].idxmax()
 
 # %% ../../nbs/apps/05_results.ipynb #fddf045f
@@ -388,7 +397,7 @@ def _drawn_here(drawn, place, name):
     return mask, f'outline: segmentation by {name}' if mask.any() else f'nothing is drawn on this slice by {name}'
 
 def _read_for(answer, label, maps):
-    "The HU of a slice, what to draw a line round, bool (h, w) or None, and that in words: of a series whose mask is at hand one slice is read"
+    "The HU of a slice, the mask to outline (bool (h, w), or None), and a caption; the whole series is read only where a map has to be drawn"
     rows = answer.rows[answer.rows.series_id.eq(answer.rows.series_id[label])]
     drawn = answer.drawn.get(answer.rows.series_id[label])
     place = rows.index.get_loc(label)
@@ -468,10 +477,10 @@ def study_objects(
     segmentations = []
     found = []
     for k,(name,drawn) in enumerate(answer.drawn.items()):
-        dataset,kinds = write_segmentation(answer, name, k+1)
-        if dataset is None: found.append(Result('segmentation', None, kinds)) # which are the reason, then
+        dataset,kinds_or_why = write_segmentation(answer, name, k+1)
+        if dataset is None: found.append(Result('segmentation', None, kinds_or_why))
         else:
-            segmentations.append((dataset, drawn, kinds))
+            segmentations.append((dataset, drawn, kinds_or_why))
             found.append(Result('segmentation', dataset, ''))
     for k,(_,rows) in enumerate(answer.rows.groupby('series_id', sort=False)):
         try: found.append(Result('picture', write_picture(answer, rows['any'].idxmax(), k+1, predictor)))

@@ -8,7 +8,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/apps/sessions.html.md"""
 __all__ = ['Upload', 'Session', 'Desk']
 
 # %% ../../nbs/apps/09_sessions.ipynb #72eed046
-import bisect, json, secrets, shutil, tempfile, threading, time
+import bisect, json, os, secrets, shutil, tempfile, threading, time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,7 +94,13 @@ def session(self:Desk,
         return found
 
 # %% ../../nbs/apps/09_sessions.ipynb #ea75e4ac
-def _bytes_below(folder): return sum(path.stat().st_size for path in folder.rglob('*') if path.is_file())
+def _bytes_below(folder):
+    "Bytes of the files in a folder; what is removed meanwhile counts nothing"
+    total = 0
+    for where,_,names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError): total += os.stat(os.path.join(where, name)).st_size
+    return total
 
 @patch
 def begin(self:Desk,
@@ -102,14 +109,15 @@ def begin(self:Desk,
 ) -> Upload: # Not in the queue yet: its files are still to come
     "A folder for a new upload; raises `InputError` where the session or the disk has enough"
     limits = self.limits
-    kept = len(session.uploads) + session.receiving
-    waiting = len(self.waiting) + sum(other.receiving for other in list(self.sessions.values()))
-    if kept >= limits.uploads: raise InputError('session', f'{limits.uploads} uploads are what a session keeps: remove one first')
-    if waiting >= limits.waiting: raise InputError('queue', 'too many uploads are waiting: try again later')
     if _bytes_below(self.folder) > limits.disk_bytes: raise InputError('disk', 'there is no room for more uploads at the moment: try again later')
-    upload = Upload(secrets.token_hex(8), session.folder/secrets.token_hex(8), title[:80] or 'upload')
-    upload.folder.mkdir()
-    with self._changed: session.receiving += 1
+    with self._changed: # so that uploads which begin together are counted one after the other
+        kept = len(session.uploads) + session.receiving
+        waiting = len(self.waiting) + sum(other.receiving for other in self.sessions.values())
+        if kept >= limits.uploads: raise InputError('session', f'{limits.uploads} uploads are what a session keeps: remove one first')
+        if waiting >= limits.waiting: raise InputError('queue', 'too many uploads are waiting: try again later')
+        upload = Upload(secrets.token_hex(8), session.folder/secrets.token_hex(8), title[:80] or 'upload')
+        upload.folder.mkdir()
+        session.receiving += 1
     return upload
 
 # %% ../../nbs/apps/09_sessions.ipynb #5818fc1e

@@ -130,10 +130,11 @@ def score_baselines(
 def picture_hu(
     path # Of a PNG or JPEG that shows a slice in the brain window
 ) -> np.ndarray: # int16 HU, (h, w), 0 to 80
-    "A web picture of a slice, its grey taken as 0 to 80 HU"
+    "A web picture of a slice, its grey taken as 0 to 80 HU; raises `ValueError` for one of 16 bits"
     from PIL import Image
     with Image.open(path) as im:
         if im.mode in ('RGBA', 'LA'): im = Image.alpha_composite(Image.new('RGBA', im.size, (0, 0, 0, 255)), im.convert('RGBA'))
+        if im.mode.startswith('I'): raise ValueError('16 bits a pixel, and nothing says which grey is black and which is white')
         return np.rint(np.asarray(im.convert('L'), dtype='float32')*80/255).astype('int16')
 
 def answer_pictures(
@@ -184,6 +185,7 @@ def assume_prior(
     "Let a bundle's probabilities, of slices alone and in series, assume that so many of them bleed; studies stay as they are"
     config['temperature'] *= temperature
     config['bias'] = [bias/temperature for bias in config['bias']]
+    config['threshold'] = float(sigmoid(logit(config['threshold'])/temperature))
     for stage in config,config.get('second_stage', {}):
         if 'bias' in stage: _move_prior(stage, config.get('assumed_prior') or stage.get('prior') or config['prior'], prior)
     config['assumed_prior'] = [float(share) for share in prior]

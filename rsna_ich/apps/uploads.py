@@ -151,6 +151,9 @@ def _move_content(file, target):
 # %% ../../nbs/apps/07_uploads.ipynb #1b6742ae
 _CHUNK = 2**20
 
+class _OverBudget(InputError):
+    "An upload is larger than it may be"
+
 class _Budget:
     "What may still be written"
     def __init__(self, limits):
@@ -159,11 +162,11 @@ class _Budget:
         self.limits = limits
 
     def take(self, bytes=0, files=0):
-        "Count what is about to be written; raises `InputError` beyond the limits"
+        "Count what is about to be written; raises `_OverBudget` beyond the limits"
         self.bytes -= bytes
         self.files -= files
-        if self.bytes < 0: raise InputError('upload', f'it unpacks to more than {self.limits.unpacked_bytes/2**20:,.0f} MB: nothing of it was read')
-        if self.files < 0: raise InputError('upload', f'it has more than {self.limits.files:,} files: nothing of it was read')
+        if self.bytes < 0: raise _OverBudget('upload', f'it unpacks to more than {self.limits.unpacked_bytes/2**20:,.0f} MB: nothing of it was read')
+        if self.files < 0: raise _OverBudget('upload', f'it has more than {self.limits.files:,} files: nothing of it was read')
 
 def _why_not_unpacked(info):
     "Why a member of a zip is left out, or ''"
@@ -201,9 +204,8 @@ def _unpack_zip(path, folder, budget):
     with archive:
         for info in _members(archive, budget):
             try: _unpack_member(archive, info, folder, budget)
-            except InputError as e:
-                if e.path == 'upload': raise
-                refused.append((e.path, e.reason))
+            except _OverBudget: raise
+            except InputError as e: refused.append((e.path, e.reason))
             except Exception as e: refused.append((info.filename[:120], f'damaged within the zip: {type(e).__name__}')) # a codec's own error
     return refused
 

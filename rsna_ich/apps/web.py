@@ -356,7 +356,7 @@ def _slice_png(req, upload:str, k:int, i:int, centre:float=40, width:float=80):
     return _png((255*apply_window(_array(req, upload, k, i, 'hu.npy'), window)).round().astype('uint8'))
 
 def _heat_png(req, upload:str, k:int, i:int):
-    "The map of a slice, red where it is high and clear where it is low"
+    "The map of a slice: yellow where it is high, red below that, clear where it is low"
     percent = _array(req, upload, k, i, 'map.npy').astype('float32')
     rgba = np.zeros((*percent.shape, 4), 'uint8')
     rgba[..., 0] = 255

@@ -45,7 +45,7 @@ def _opened(masks):
 
 # %% ../../nbs/data/11_crop.ipynb #6d95b768
 def _brightness(pictures):
-    "The 98th percentile of what is above 0 on each slice, uint8 (n, h, w)"
+    "The 98th percentile of what is above 0 on each of `pictures`, uint8 (n, h, w); shape (n,)"
     n = len(pictures)
     numbered = pictures + 256*np.arange(n)[:,None,None]
     count = np.bincount(numbered.ravel(), minlength=256*n).reshape(n, 256)

@@ -177,16 +177,22 @@ class _Box:
         except OSError as e: raise DecodeError(f'no process for the decoder could be started: {e}') from None
         _boxes.add(self)
 
-    def ask(self, seconds, *message):
-        "Header and size of the answer to a message (where there is one); None if the box dies or has to be killed"
+    @contextmanager
+    def within(self, seconds):
+        "Kill the process if the block takes longer"
         timer = threading.Timer(seconds, self._expire)
         timer.daemon = True
         timer.start()
-        try:
-            if message: _send(self.process.stdin, *message)
-            return _receive_header(self.process.stdout)
-        except (OSError, ValueError): return
+        try: yield
         finally: timer.cancel()
+
+    def ask(self, seconds, *message):
+        "Header and size of the answer to a message (where there is one); None if the box dies or has to be killed"
+        try:
+            with self.within(seconds):
+                if message: _send(self.process.stdin, *message)
+                return _receive_header(self.process.stdout)
+        except (OSError, ValueError): return
 
     def _expire(self):
         self.expired = True
@@ -216,7 +222,7 @@ def _ask_box(box, frame, stream, seconds):
     header,size = answer
     if 'memory' in header: raise _BoxLost(f'the {stream.kind} stream needs more than {MEMORY_LIMIT/2**20:,.0f} MB')
     if 'error' in header: raise DecodeError(f'damaged {stream.kind} stream: {header["error"]}')
-    pixels = _read_pixels(box, header, size, stream)
+    with box.within(seconds): pixels = _read_pixels(box, header, size, stream)
     if box.expired or pixels is None: raise _BoxLost(f'the {stream.kind} stream does not have the pixels it promises')
     return pixels
 

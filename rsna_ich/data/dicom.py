@@ -213,7 +213,7 @@ def _check_length(raw):
     return raw
 
 def _check_lengths(ds):
-    "The same for all elements of a dataset in the groups that describe an image"
+    "Raise a `ValueError` where an element that describes an image must not be converted"
     for element in ds.values():
         if element.tag.group in _GROUPS or element.VR == 'SQ': _check_length(element)
 
@@ -276,7 +276,7 @@ def _get(h, keyword, default=None):
     return default if value is None or value == '' else value
 
 def _number(h, keyword, default=None, kind=int):
-    "The same as a number"
+    "First value of an attribute as `kind`; `default` where it is absent or empty"
     value = _get(h, keyword)
     return default if value is None else kind(value)
 
@@ -504,7 +504,7 @@ def _hu(ds, h, stored_order=False):
     return hu[0] if len(hu) == 1 else hu
 
 def _is_blank(stored, encoding):
-    "Is a picture without anything above `HU_FLOOR` more than one of air at the end of a scanner's scale?"
+    "Is a picture that never rises above `HU_FLOOR` blank (padding, or below the floor), and not air stored as exactly -1024?"
     return encoding.padding is not None or np.max(stored*encoding.slope + encoding.intercept) < HU_FLOOR
 
 # %% ../../nbs/data/01_dicom.ipynb #c3bb63bc

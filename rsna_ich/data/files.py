@@ -321,7 +321,7 @@ def _as_table(entries): return pd.DataFrame(entries, columns=Entry._fields).asty
 
 def list_files(
     source # A folder (searched recursively), a zip, `archive.zip::folder` inside one, a file, or a list of files
-) -> Listing: # Every file is in one of its two parts
+) -> Listing: # Every file is in one of its two parts, but for hidden side files, unfinished ones and `__MACOSX`
     "What may be a slice below `source`, with a reason for what is not opened; raises `InputError` where there is none"
     many = isinstance(source, (list, tuple))
     found = ((path, _of_list(path)) for path in source) if many else _entries(source)

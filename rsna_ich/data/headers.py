@@ -151,7 +151,7 @@ def _inflated(data, at):
     return GuardedFile(io.BytesIO(inflated), LEAN_READS)
 
 def _parse_any(data, size):
-    "The same by pydicom's generator of raw elements"
+    "The `Header` in a file's bytes, walked by pydicom's generator of raw elements"
     f = GuardedFile(io.BytesIO(data), LEAN_READS)
     syntax = _meta_syntax(f)
     if syntax == _DEFLATED:
@@ -241,7 +241,7 @@ def _quirks(ds, path):
     return [quirk for quirk in quirks if quirk != 'no rescale'] if is_nifti(_called(path)) else quirks
 
 def _slow_fields(path):
-    "The same through `dicom.read_header`"
+    "The `Header` of a file as `dicom.read_header` reads it, frames included"
     if hasattr(path, 'read'): path.seek(0)
     ds = read_header(path if hasattr(path, 'read') else open_slice(path), name=_called(path))
     syntax = str(getattr(ds, 'file_meta', {}).get('TransferSyntaxUID', ''))
@@ -293,7 +293,7 @@ def header_kind(
 
 @functools.lru_cache(2**14)
 def _kind_of(values):
-    "The same by the values of `_KIND`"
+    "Why a header with these values of `_KIND` cannot be used, and its quirks"
     h = {k: list(v) if isinstance(v, tuple) else v for k,v in zip(_KIND, values) if v is not None}
     return header_reason(h), quirks_of(h)
 
@@ -319,7 +319,8 @@ def _parts(cell):
     "Texts in a cell: one, or those of a list such as `['1', '2']`"
     if not isinstance(cell, str): return [str(part) for part in as_list(cell) if part == part]
     if cell[:1] != '[': return [cell] if cell else []
-    return [part.strip(" '\"") for part in cell.strip('[]').split(',')]
+    parts = (part.strip(" '\"") for part in cell.strip('[]').split(','))
+    return [part for part in parts if part]
 
 def cell_value(
     cell, # Of a table: text, a number, or a list; several values as `['1', '2']`

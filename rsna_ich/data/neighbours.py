@@ -43,7 +43,7 @@ def neighbour_rows(
     rows = order.index.to_numpy()
     series = order.groupby('series_id', sort=False).ngroup().to_numpy()
     far = len(rows)*1000 # positions that a series may take, so that no two of them touch
-    here = series*(far + 1) + np.minimum(slice_positions(order), far)
+    here = series*(far + 1 + neighbours) + np.minimum(slice_positions(order), far)
     out = np.repeat(np.arange(len(rows))[:, None], 2*neighbours+1, 1)
     for column,step in enumerate(range(-neighbours, neighbours+1)):
         at = np.minimum(np.searchsorted(here, here + step), len(rows)-1)

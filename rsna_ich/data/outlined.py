@@ -112,9 +112,10 @@ def read_outlined(
     hu = read_series(rows)
     if failed := next((slice for slice in hu if isinstance(slice, Exception)), None): raise failed
     stored = rows.frame.clip(lower=1).to_numpy() - 1
-    masks = sum((_upright_plane(rows, bits >> k & 1) << k for k in range(5)), np.uint8(0))
-    mm = (rows[name].to_numpy('float64') for name in ('z_mm', 'thickness_mm'))
-    return OutlinedScan(file.name, np.stack(hu), masks, sure[stored], pixel_mm(rows), *mm)
+    planes = [_upright_plane(rows, (bits >> k) & 1) for k in range(5)]
+    masks = sum((plane << k for k,plane in enumerate(planes)), np.uint8(0))
+    z_mm,thickness_mm = (rows[name].to_numpy('float64') for name in ('z_mm', 'thickness_mm'))
+    return OutlinedScan(file.name, np.stack(hu), masks, sure[stored], pixel_mm(rows), z_mm, thickness_mm)
 
 def _upright_plane(rows, plane):
     "A plane of 0 and 1 on the scan's frames, turned and resized as they are, and half covered pixels filled"

@@ -115,7 +115,9 @@ def png_folder(
     if bits not in (8, 16) or len(windows) not in (1, 3): raise ValueError(f'8 or 16 bits and 1 or 3 windows, not {bits} and {len(windows)}')
     dest = Path(dest)
     table = normalised_table(table)
-    made = dict(bits=bits, windows=list(map(tuple, windows)) if bits == 8 else None, size=int(size), crop=bool(crop), rule=CROP_RULE, table=table_fingerprint(table))
+    reader = getattr(getattr(read, 'func', read), '__qualname__', type(read).__name__)
+    made = dict(bits=bits, windows=list(map(tuple, windows)) if bits == 8 else None, size=int(size), crop=bool(crop), rule=CROP_RULE,
+                read=reader, table=table_fingerprint(table))
     with full_disk_said(dest):
         dest.mkdir(parents=True, exist_ok=True)
         with only_builder(dest):

@@ -46,7 +46,7 @@ def _resize_array(hu, size):
     return hu
 
 def _resize_tensor(hu, size):
-    "The same of a torch tensor, on its device"
+    "Both axes of a torch tensor at `size`, on its device"
     from torch.nn.functional import interpolate
     if hu.shape[-2:] == (size, size): return hu
     flat = hu.reshape(-1, 1, *hu.shape[-2:])

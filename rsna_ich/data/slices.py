@@ -379,7 +379,7 @@ def _spot(row):
     return tuple(values.where(values.notna(), None))
 
 def _same_picture(a, b):
-    "Do two rows of one place, whose files are coded in two ways, show one picture?"
+    "Do two rows of one place show one picture?"
     first = _pixels(a.path)
     second = _pixels(b.path)
     if first is None or second is None or first.shape != second.shape: return False
@@ -398,7 +398,8 @@ def _twin(rows, i, content, by_content, by_place):
     if content in by_content: return by_content[content], ''
     if rows.status[i] != 'ok': return None
     for k in by_place.get(_spot(rows.loc[i]), ()):
-        if rows.transfer_syntax[k] != rows.transfer_syntax[i] and _same_picture(rows.loc[k], rows.loc[i]): return k, ' in another coding'
+        if not _same_picture(rows.loc[k], rows.loc[i]): continue
+        return k, '' if rows.transfer_syntax[k] == rows.transfer_syntax[i] else ' in another coding'
 
 def _first_instances(rows):
     "Rows that share an identifier: those that are images of their own, and {row: (the one it repeats, how)}"
@@ -556,7 +557,7 @@ def _step_quirks(t):
     yield ~t._bad & t._by.ne('position'), 'order: by {}', t._by
 
 def _series_quirks(t):
-    "The same for what a whole series or study shows"
+    "Masks, texts and details of the quirks that a whole series or study shows"
     ok = ~t._bad
     thickness = t.thickness_mm.where(ok).groupby(t._group)
     lowest,highest = (thickness.transform(end).to_numpy() for end in ('min', 'max'))
@@ -568,7 +569,7 @@ def _series_quirks(t):
 
 # %% ../../nbs/data/07_slices.ipynb #1b072857
 def _shear_quirks(t):
-    "The same for the angle between a stack's direction and its normal"
+    "Mask, text and angle of the quirk `sheared`"
     position = t[['x', 'y', 'z']].to_numpy(float)
     normal = t[['nx', 'ny', 'nz']].to_numpy(float)
     group = t._group.to_numpy()
@@ -810,6 +811,16 @@ def frame_rows(
     return order_slices(pd.concat([others, frames], ignore_index=True)).astype(dict(frame='int32'))
 
 # %% ../../nbs/data/07_slices.ipynb #a8a083d8
+def _header_of(fields, cells):
+    "The `Header` in a row of a table; a cell that cannot be understood is left out and named"
+    header = Header()
+    for keyword,cell in zip(fields, cells):
+        try: value = cell_value(cell, keyword)
+        except (ValueError, OverflowError): header.setdefault('Malformed', []).append(keyword)
+        else:
+            if value is not None: header[keyword] = value
+    return header
+
 def slices_from_headers(
     headers # CSV or DataFrame, one row a file, columns named by DICOM keyword; several values as `['1', '2']`
 ) -> pd.DataFrame: # The slices table; `path` is the file's identifier
@@ -818,9 +829,8 @@ def slices_from_headers(
     df = headers if given else pd.read_csv(headers, dtype=str, keep_default_na=False)
     fields = [keyword for keyword in FIELDS if keyword in df]
     if 'SOPInstanceUID' not in fields: raise InputError('table' if given else headers, 'no column SOPInstanceUID')
-    columns = [[cell_value(value, k) for value in df[k].tolist()] for k in fields]
     rows = []
-    for values in progress(zip(*columns), total=len(df), desc='headers', unit='row'):
-        header = Header((k, v) for k,v in zip(fields, values) if v is not None)
+    for cells in progress(zip(*(df[k].tolist() for k in fields)), total=len(df), desc='headers', unit='row'):
+        header = _header_of(fields, cells)
         rows.append(_row(header, header.get('SOPInstanceUID', ''), ''))
     return _finish([_as_arrow(rows)])[COLUMNS]

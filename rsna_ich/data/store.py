@@ -54,12 +54,13 @@ def _pixels(read, rows):
     except (InputError, OSError) as e: return [e]*len(rows)
 
 def _arrays(rows, pixels):
-    "(row, frame, HU) of what was read, and (row, reason) of what was not"
+    "(row, frame, HU) of what was read, frames counted from 1 where a file has several, and (row, reason) of what was not"
     kept = []
     failed = []
     for row,found in zip(rows.index, map(_usable, pixels), strict=True):
         if isinstance(found, Exception): failed.append((int(row), getattr(found, 'reason', str(found))))
-        else: kept += [(int(row), frame, hu) for frame,hu in enumerate(found if np.ndim(found) == 3 else [found])]
+        elif np.ndim(found) == 3: kept += [(int(row), frame, hu) for frame,hu in enumerate(found, 1)]
+        else: kept.append((int(row), 0, found))
     return kept, failed
 
 def _usable(found):

@@ -32,6 +32,7 @@ def slices_around(
     if not len(row): raise ValueError(f'no slice {image_id}')
     if not {'series_id', 'slice_index'} <= set(slices.columns): return [image_id]
     same_series = slices[slices.series_id == row.series_id.iloc[0]]
+    if same_series.empty: return [image_id] # its series is NaN
     ordered = same_series.sort_values('slice_index').image_id.tolist()
     at = ordered.index(image_id)
     return ordered[max(0, at-around):at+around+1]
@@ -126,7 +127,8 @@ def _finer(model, x, subtype, steps=4):
 def heat_maps(
     bundle, # A model bundle's folder; None: the one that the package ships
     images, # Function of image_id to HU, (h, w)
-    subtype:str='any' # Whose logit
+    subtype:str='any', # Whose logit
+    pixel_mm=None # Function of image_id to the side of a pixel, mm, where it is known: the crop depends on it
 ): # Function of image_id to a heat map of the whole picture, (h, w), 0 to 1
     "Heat maps for an `ErrorBrowser`"
     import torch
@@ -137,7 +139,8 @@ def heat_maps(
     model,config = load_bundle(bundle or default_bundle())
     def heat(image_id):
         hu = np.asarray(images(image_id))
-        small,box = prepare(np.maximum(hu, -1024).astype('int16')[None], config['store_size'])
+        side = pixel_mm(image_id) if pixel_mm and config.get('crop_rule', 1) > 1 else None
+        small,box = prepare(np.maximum(hu, -1024).astype('int16')[None], config['store_size'], config.get('crop', True), pixel_mm=side)
         as_neighbours = torch.from_numpy(np.repeat(small, 2*config['neighbours'] + 1, 0))[None]
         windows = model_input(as_neighbours, config['size'], config['windowing'])
         return uncrop(_spread(_finer(model, windows, subtype)), box, hu.shape)

@@ -15,7 +15,7 @@ import numpy as np
 # %% ../../nbs/judge/13_clock.ipynb #939d7e4b
 def in_rounds(
     rounds:int, # How many count
-    *functions, # Of nothing, each called once a round
+    *functions, # Without arguments, each called once a round
     warm:int=1 # Rounds before, which do not count
 ) -> np.ndarray: # What they give, (rounds, functions, ...)
     "Call functions in turns"
@@ -23,7 +23,7 @@ def in_rounds(
 
 def in_turns(
     rounds:int, # How many count
-    *functions, # Of nothing, each called once a round
+    *functions, # Without arguments, each called once a round
     clock=time.process_time # Seconds so far
 ) -> np.ndarray: # Seconds, (rounds, functions)
     "How long functions take, in turns, after a round that does not count"
@@ -39,4 +39,4 @@ def processor_seconds() -> float:
     "Of this process and of its workers so far, as the system counts them"
     import psutil
     me = psutil.Process()
-    return sum(sum(process.cpu_times()[:2]) for process in [me, *me.children(recursive=True)])
+    return sum(sum(process.cpu_times()[:4]) for process in [me, *me.children(recursive=True)]) # the last two are those of children that have ended

@@ -167,13 +167,13 @@ def _tiles(slices, labels, left_out):
     return grid([files, series, positive], 200)
 
 # %% ../../nbs/judge/10_eda.ipynb #4833895d
-MAX_NAMED = 200 # Files left out that the page names; quality.csv has all of them
+MAX_NAMED = 200 # Files left out that the page names
 
 def _left_out_section(left_out):
     "The files that could not be used, by name"
     if not len(left_out): return ''
     shown = left_out.assign(path=[Path(str(path)).name for path in left_out.path]).head(MAX_NAMED)
-    more = f'and {len(left_out)-MAX_NAMED:,} more, in quality.csv' if len(left_out)>MAX_NAMED else ''
+    more = f'and {len(left_out)-MAX_NAMED:,} more' if len(left_out)>MAX_NAMED else ''
     return section('Files left out', html_table(shown, words=True), paragraph(more, 'soft'))
 
 # %% ../../nbs/judge/10_eda.ipynb #95dd647b
@@ -202,7 +202,7 @@ def eda_report(
     folder, # A competition, a study, or any folder or zip of DICOM files
     out, # Folder for `eda.html`, the figures, `quality.md` and the slices tables
     labels=None, # CSV of labels; a competition's own are found
-    n_pixels:int=120, # At most about so many slices whose pixels are read
+    n_pixels:int=120, # Slices whose pixels are sampled; the longest series and some of each subtype come on top
     n_jobs:int=2 # Processes for the headers
 ) -> EdaReport:
     "Draw everything about `folder` that it has data for: PNG files and one self-contained page in `out`"

@@ -1,4 +1,4 @@
-"""What a detector is worth, in the figures that a radiologist would ask for, each with its interval
+"""What a detector is worth, in the figures that a radiologist would ask for, most of them with an interval
 
 Docs: https://rsna-ich.github.io/rsna_ich/judge/measures.html.md"""
 
@@ -220,10 +220,13 @@ def _groups(rows, groups):
     return found.to_numpy(), 'patients'
 
 # %% ../../nbs/judge/02_measures.ipynb #12aaf610
+def _says_positive(rows):
+    "Whether the column `positive` says of every row if it is called"
+    return 'positive' in rows and rows.positive.isin((0, 1)).all()
+
 def _decide(rows, threshold):
     "The rows with `positive`, and in words how it was decided"
-    told = 'positive' in rows and rows.positive.isin((0, 1)).all()
-    if threshold is None and told: return rows, "as the predictions' column says"
+    if threshold is None and _says_positive(rows): return rows, "as the predictions' column says"
     at = .5 if threshold is None else threshold
     return rows.assign(positive=(rows['any'] >= at).astype(int)), f'any at or above {at:g}'
 
@@ -288,6 +291,7 @@ def evaluate(
     level = _LEVEL_OF[_key(rows)]
     origin = terms.how or 'max'
     if level == 'study': rows,origin = _as_given(rows, predictions, terms)
+    if terms.threshold is None and not _says_positive(rows): terms.threshold = .5 # of slices and of studies alike
     rows,positive = _decide(rows, terms.threshold)
     rows['group'],drawn = _groups(rows, terms.groups)
     rows['loss'] = _row_scores(rows[SUBTYPES].to_numpy(float), rows[TRUTH].to_numpy(float))

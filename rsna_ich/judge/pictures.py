@@ -55,7 +55,7 @@ def read_stack(
 # %% ../../nbs/judge/08_pictures.ipynb #7ac48c29
 def as_picture(
     hu, # HU, (H, W)
-    how=BRAIN # A windowing's name or function, a `Window`, or a pair of centre and width
+    how=BRAIN # A windowing's name ('metadata' is the brain window here) or function, a `Window`, or a pair of centre and width
 ): # float32 in [0,1], (H, W) or (H, W, 3)
     "One slice as a picture"
     if not (isinstance(how, str) or callable(how)): return apply_window(hu, how)

@@ -20,7 +20,7 @@ from ..data.slices import read_slices
 from ..data.upright import pixel_mm, read_series
 from ..data.crop import head_box, pixels_to_box
 from ..labels import SUBTYPES
-from ..metrics import auc, bootstrap_interval, choose_threshold, sensitivity_specificity, weighted_log_loss
+from ..metrics import auc, bootstrap_interval, boundary_interval, choose_threshold, sensitivity_specificity, weighted_log_loss
 
 # %% ../../nbs/judge/09_real.ipynb #832d5c34
 def choosing_half(
@@ -102,6 +102,8 @@ def score_slices(
     called = np.asarray(called).astype(bool)
     found = _figures(p, y, called, np.ones(len(p)))
     low,high = bootstrap_interval(lambda w: _figures(p, y, called, w), patients)
+    for place,side in (2, 1), (3, 0): # sensitivity and specificity: no draw can move one that is exactly 0 or 1
+        if found[place] in (0, 1): low[place],high[place] = boundary_interval(found[place], len(set(np.asarray(patients)[y[:, 0] == side])))
     threshold = choose_threshold(y[:, 0], p[:, 0], specificity=.95)
     sensitivity,_ = sensitivity_specificity(y[:, 0], p[:, 0], threshold)
     with_intervals = {name: tuple(map(_rounded, values)) for name,*values in zip(FIGURES, found, low, high)}
@@ -140,7 +142,7 @@ def pointed_at_blood(
     predictor, # A `Predictor` whose model draws maps (`pool='map'`)
     hu, # int16 HU, (h, w)
     mask, # bool, (h, w): blood
-    near:int=1 # Cells between the highest one and blood that are forgiven
+    near:int=1 # How many cells beside blood the highest one may lie
 ) -> bool:
     "Does the highest cell of the map lie on blood, or within `near` cells of it?"
     box = head_box(hu)
@@ -166,8 +168,8 @@ def score_competition(
 def score_longest_series(
     predictor, # A `Predictor`
     folder # As in `read_real`
-) -> dict: # As in `score_slices`, without intervals, for one patient has none
-    "The same of the slices of the longest series together"
+) -> dict: # n, positive, auc, sensitivity, specificity
+    "How the slices of the longest series are answered when they are read together"
     table = read_real(folder)
     longest = table[table.series_id.eq(table.series_id.mode()[0])].sort_values('slice_index')
     p = answer_series(predictor, longest)
@@ -184,7 +186,8 @@ def score_study_without_blood(
 ) -> dict: # n, and how many are called and the highest probability, together and `one_by_one`
     "A study in which nothing should be called"
     found = predictor.predict(folder).slices
-    table = read_slices(folder, 1).query('status == "ok"')
+    table = read_slices(folder, 1)
+    if len(bad := table[table.status.ne('ok')]): raise InputError(bad.path.iloc[0], bad.status.iloc[0])
     alone = answer_alone(predictor, table)
     called = sum(int(predictor.positive(answer[None], read=True)[0]) for answer in alone)
     return dict(n=len(found), positive=int(found.positive.sum()), highest=round(float(found['any'].max()), 3),
@@ -219,7 +222,7 @@ def error_table(
     predictor, # A `Predictor`
     table:pd.DataFrame # Of `read_real`
 ) -> pd.DataFrame: # One row a group: slices, with blood, false alarms and misses
-    "Errors of slices that come one by one, by head size and by scanner family"
+    "Errors of slices that come one by one, by head size and by bits stored"
     table = table[table.known].reset_index(drop=True)
     called = np.array([predictor.positive(answer[None], read=True)[0] for answer in answer_alone(predictor, table)])
     sides = [head_box(hu, margin=0).size for hu in read_upright(table)]

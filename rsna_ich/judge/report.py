@@ -39,8 +39,8 @@ def _counts(evaluation):
 def _beside_prior(measures):
     "How much better or worse than the constant answer"
     skill,low,high = measures.loc['skill']
-    both_worse = skill < 0 and high < 0
-    ends = sorted([abs(low), abs(high)]) if both_worse else [low, high]
+    sign = 1 if skill >= 0 else -1
+    ends = sorted([sign*low, sign*high])
     within = f' (95% interval {ends[0]:.0%} to {ends[1]:.0%})' if np.isfinite(low) else ''
     doubt = ', which could be chance' if low <= 0 <= high else ''
     return f"{abs(skill):.0%} {'better' if skill >= 0 else 'WORSE'} than not looking at all{within}{doubt}"
@@ -61,10 +61,10 @@ def _auc_sentences(evaluation):
     "The AUC of `any`, and whether it can be told from chance"
     aucs = {level: measures.loc['AUC any'] for level,measures in evaluation.measures.items()}
     known = [f'{interval(*auc)} by {level}' for level,auc in aucs.items() if np.isfinite(auc['value'])]
-    chance = [level for level,auc in aucs.items() if auc.low <= .5 <= auc['value']]
-    wrong = [level for level,auc in aucs.items() if auc['value'] < .5]
+    chance = [level for level,auc in aucs.items() if auc.low <= .5 <= auc.high]
+    wrong = [level for level,auc in aucs.items() if auc['value'] < .5 and level not in chance]
     said = [f"AUC of any: {', '.join(known)}." if known else 'No AUC: all have blood, or none has.']
-    if chance: said.append(f"By {' and by '.join(chance)}, the interval of this AUC reaches down to chance.")
+    if chance: said.append(f"By {' and by '.join(chance)}, the interval of this AUC includes chance.")
     if wrong: said.append(f"By {' and by '.join(wrong)}, this AUC is on the wrong side of chance.")
     return said
 

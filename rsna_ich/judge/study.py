@@ -227,7 +227,7 @@ def _ways(hu):
             'brain, subdural, bone as colours': channels}
 
 def show_slice(
-    path, # A DICOM file
+    path, # A DICOM file; of several frames the first is shown
     labels=None # Subtypes that somebody saw in it, for the title
 ): # matplotlib figure
     "A file as HU, as windows and as a network's channels, with its main tags; raises `SliceError`"

@@ -227,9 +227,11 @@ def _find_studies(truth, studies, name):
     known = studies[['patient_id', 'study_id']].dropna().drop_duplicates().reset_index(drop=True)
     truth = truth.assign(key=_letters_and_digits(truth.study_id)).drop(columns='study_id')
     found = [known.assign(key=_letters_and_digits(known[by])).merge(truth, on='key') for by in ('study_id', 'patient_id')]
-    best = max(found, key=len).drop(columns='key')
+    best = max(found, key=len)
     if not len(best): raise InputError(name, 'none of its names is a study_id or patient_id of the studies')
-    return best
+    shared = best[best.duplicated('key', keep=False)]
+    if len(shared): raise InputError(name, f'one name for several studies: {a_few(shared.study_id)}')
+    return best.drop(columns='key')
 
 # %% ../../nbs/judge/01_truth.ipynb #a0c43449
 _CQ500 = dict(zip(SUBTYPES, 'ICH EDH IPH IVH SAH SDH'.split())) # as CQ500 calls them

@@ -242,8 +242,11 @@ def push_bundle(
     name = read_ensemble(bundle)['name']
     try:
         url = hub.create_repo(repo_id, private=private, exist_ok=True)
+        public = private and not hub.model_info(repo_id).private # what is there already stays as public as it was
+        if public: raise InputError(repo_id, 'is there already and is public: push with private=False if that is meant')
         hub.upload_folder(repo_id=repo_id, folder_path=str(bundle), allow_patterns=BUNDLE_FILES,
                           commit_message=message or f'{name}, rsna_ich {__version__}')
+    except InputError: raise
     except Exception as e: raise _hub_error(repo_id, 'pushed', e) from None
     return str(url)
 

@@ -124,7 +124,7 @@ class SliceModel(nn.Module):
 @patch
 def features_and_maps(self:SliceModel,
     x # As in `embed`
-): # (n, channels, h/32, w/32) and, with 'map', logits of each place, (n, 6, h/16, w/16)
+): # Of a model with pool='map': (n, channels, h/32, w/32), and logits of each place, (n, 6, h/16, w/16)
     "The features before pooling, and the maps of blood drawn from them"
     last,(fine,_) = self.body.forward_intermediates((x - .5)/.5, indices=2)
     return last,self.where(fine, last)

@@ -90,7 +90,7 @@ def load_unet(
         about = json.loads((folder/'config.json').read_text())
         unet = UNet(about['backbone'], about['channels'], about['decoder'])
         unet.load_state_dict(load_file(folder/'model.safetensors')) # into full precision
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as e:
         why = str(e).splitlines()[0][:160]
         raise InputError(folder, f'no U-Net can be read from it: {why}') from None
     return unet.eval(),about

@@ -12,6 +12,7 @@ __all__ = ['LIKELY', 'AT_THE_SKULL', 'ML', 'named_kinds', 'named_bits', 'pack_ma
 import base64, hashlib, zlib
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +94,7 @@ def told_volumes(
     "The volumes of a series that agree with an answer"
     side = pixel_mm(rows)
     z = rows.z_mm.to_numpy('float64', na_value=np.nan)
-    placed = np.isfinite(z).all() and len(np.unique(z.round(2))) == len(z) # a slice that is there twice would bleed twice
+    placed = np.isfinite(z).all() and len(np.unique(z.round(2))) == len(z) # a slice that is there twice takes depth from itself at an end of the series
     if side is None or not placed or len(rows) < MIN_SLICES: return _NO_ML
     return _told(volumes_ml(masks, side, z), kinds)
 
@@ -140,7 +141,7 @@ def about_volumes(
 ) -> str:
     "Which network outlines, and how far off its volumes are"
     config = segmenter.config
-    model = f'Outlines and volumes: {config.get("name", segmenter.folder.name)!r}, estimated from simulated training ({config.get("trained_on", "not said on what")})'
+    model = f'Outlines and volumes: the network {config.get("name", segmenter.folder.name)!r}, trained on {config.get("trained_on", "data that it does not name")}'
     judged = config.get('volumes_judged')
     if not judged: return f'{model}; how far off its volumes are was not measured.'
     return f'{model}; {judged}.'
@@ -157,7 +158,7 @@ def measured(self:Predictions,
     if self.table is None: raise ValueError('these predictions do not know where their pixels are')
     segmenter = segmenter or shipped_segmenter()
     studies = _called(self)
-    journal = Journal(keep and keep/'outlines.jsonl', _outline_key(self, segmenter))
+    journal = Journal(keep and Path(keep)/'outlines.jsonl', _outline_key(self, segmenter))
     todo = studies.iloc[len(journal.entries):]
     for _,study in progress(todo.iterrows(), total=len(todo), desc='outline', unit='study'):
         masks,ml = outline_study(self, study, segmenter)

@@ -242,9 +242,11 @@ def load_unet_onnx(
 ) -> tuple: # Function of windows, float32 (n, channels, size, size), to logits (n, 5, size, size), and the description
     "A U-Net in ONNX Runtime; raises `InputError`"
     folder = Path(folder)
-    try: about = json.loads((folder/'config.json').read_text())
-    except (OSError, ValueError) as e: raise InputError(folder, f'no U-Net can be read from it: {e}') from None
+    try:
+        about = json.loads((folder/'config.json').read_text())
+        shape = [about[name] for name in ('channels', 'size', 'size')]
+    except (OSError, ValueError, KeyError, TypeError) as e: raise InputError(folder, f'no U-Net can be read from it: {e}') from None
     fingerprint = safetensors_layout(folder/'model.safetensors')[1]
     session = _session(folder/'model.onnx', threads)
-    _check_session(session, folder/'model.onnx', fingerprint, [about[name] for name in ('channels', 'size', 'size')], (1,))
+    _check_session(session, folder/'model.onnx', fingerprint, shape, (1,))
     return lambda windows: session.run(None, {'windows': windows})[0], about

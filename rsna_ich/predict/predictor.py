@@ -169,7 +169,8 @@ def are_pictures(
 ) -> bool:
     "Is there nothing beyond the brain window? Slices in HU have air and bone"
     low,high = PICTURE_RANGE
-    return bool(np.min(hu) >= low and np.max(hu) <= high)
+    hu = np.asarray(hu)
+    return bool(hu.size and hu.min() >= low and hu.max() <= high)
 
 # %% ../../nbs/predict/09_predictor.ipynb #aa5e8a44
 def load_predictor(
@@ -280,6 +281,13 @@ def prepared(self:Predictor,
 
 # %% ../../nbs/predict/09_predictor.ipynb #9f21cd0f
 @patch
+def speaker(self:Predictor,
+    hu # HU of a series
+): # A `Predictor`
+    "Who answers for a series: the network of pictures where there is one and this is no more than a picture"
+    return self.of_pictures if are_pictures(hu) and self.of_pictures else self
+
+@patch
 def predict_hu(self:Predictor,
     hu, # int16 HU of one series in order, (n, h, w), any size; or one slice, (h, w)
     z_mm=None, # Position of each slice, mm, (n,), where known
@@ -289,7 +297,7 @@ def predict_hu(self:Predictor,
     "Probabilities of the slices of one series"
     hu = _as_series(hu)
     if not len(hu): return np.zeros((0, len(SUBTYPES)))
-    if are_pictures(hu) and self.of_pictures: return self.of_pictures.predict_hu(hu, z_mm, thickness_mm, pixel_mm)
+    if (speaker := self.speaker(hu)) is not self: return speaker.predict_hu(hu, z_mm, thickness_mm, pixel_mm)
     answers = [member.probabilities(small, z_mm, thickness_mm, self.tta, self.average) for member,small,_ in self.prepared(hu, pixel_mm)]
     p = sum(weight*answer for weight,answer in zip(self.weights, answers))
     if self.wanted is not None: p = shift_prior(p, self.assumed, self.wanted)
@@ -306,8 +314,9 @@ def predict_stream(self:Predictor,
     n = 0
     for one in series: # `enumerate` would keep the series until it has the next
         one = dict(one) if isinstance(one, dict) else dict(hu=one)
-        p = self.predict_hu(one['hu'], *(one.get(name) for name in ('z_mm', 'thickness_mm', 'pixel_mm')))
-        found = SeriesPrediction(one.get('key', n), p, self.positive(p, read=not are_pictures(one['hu'])))
+        speaker = self.speaker(one['hu'])
+        p = speaker.predict_hu(one['hu'], *(one.get(name) for name in ('z_mm', 'thickness_mm', 'pixel_mm')))
+        found = SeriesPrediction(one.get('key', n), p, speaker.positive(p, read=not are_pictures(one['hu'])))
         n += 1
         del one
         yield found
@@ -351,8 +360,9 @@ def predict_rows(self:Predictor,
         place = rows.loc[[frame.row for frame in group]]
         z,thickness = (place[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
         pictures = [frame.hu for frame in group]
-        p = self.predict_hu(np.stack(pictures), z, thickness, pixel_mm(place))
-        called = self.positive(p, read=True)
+        speaker = self.speaker(np.stack(pictures))
+        p = speaker.predict_hu(np.stack(pictures), z, thickness, pixel_mm(place))
+        called = speaker.positive(p, read=True)
         odd = unlike_head(pictures, pixel_mm(place))
         found += [Found(frame.row, 'ok', six.tolist(), int(yes), frame.number, odd) for frame,six,yes in zip(group, p, called)]
     return found
@@ -367,9 +377,9 @@ def _rows_in_short(table):
 @patch
 def _run_key(self:Predictor, table, state=''):
     "What a run depends on: slices, the state of their files, model, options"
-    sizes = [(member.bundle/'model.safetensors').stat().st_size for member in self.members]
-    models = [f'{weight} {member.config} {size}' for weight,member,size in zip(self.weights, self.members, sizes)]
-    what = [state, _rows_in_short(table), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold, self.wanted]
+    weights = files_stamp([str(file) for file in self.bundle.rglob('*.*')])
+    models = [f'{weight} {member.config}' for weight,member in zip(self.weights, self.members)]
+    what = [state, weights, _rows_in_short(table), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold, self.wanted]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 @patch

@@ -64,7 +64,7 @@ def volumes_in_words(
     kinds = {name: study[f'{name}_ml'] for name in SUBTYPES[1:] if pd.notna(study[f'{name}_ml'])}
     apart = ''.join(f', {name} {_ml(value)}' for name,value in kinds.items())
     what = f'{[*kinds][0]} blood' if list(kinds.values()) == [study.any_ml] else f'blood{apart}'
-    return f'Outlined: about {_ml(study.any_ml)} of {what}. Estimated from simulated training, see below how far off.'
+    return f'Outlined: about {_ml(study.any_ml)} of {what}. Estimated by a network; how far off it may be is said below.'
 
 def _ml(value): return f'{value:.0f} ml' if value >= 9.95 else f'{value:.1f} ml'
 

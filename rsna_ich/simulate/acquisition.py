@@ -161,8 +161,8 @@ def _headrest(hu, rng):
     r = ((x/wide).square() + (y/deep).square()).sqrt() # 1 on an ellipse
     away = (r - 1).abs()*deep # mm
     shell = away < rng.uniform(.6, 2.5)
-    high = rng.random() < .5
-    top = rng.uniform(-75, -20) if high else rng.uniform(-20, 60)
+    low = rng.random() < .5
+    top = rng.uniform(-75, -20) if low else rng.uniform(-20, 60) # mm, how far to the front the shell reaches
     value = torch.tensor(rng.uniform(-200, 300), dtype=torch.float32)
     in_air = shell & (y < top) & (hu < -500)
     return torch.where(in_air, value, hu)

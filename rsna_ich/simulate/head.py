@@ -21,7 +21,7 @@ CONFOUNDERS = [add_small_vessel_disease, add_lacunes, add_meninges, add_calcific
 def draw_head(
     head:Head, # Changed: `hu`
     bleeds=(), # Objects with `push(head)` and `fill(head)`
-    confounders=CONFOUNDERS, # Steps between brain and blood
+    confounders=CONFOUNDERS, # Steps between brain and blood; without any there is no surgery either, nor diseases unless given
     findings=None # Diseases, objects as `bleeds`; drawn from the patient's age where there are none, `[]` for no disease
 ) -> Head:
     "Brain, confounders, blood and skull: all tissues of `head` in HU"

@@ -135,6 +135,7 @@ def simulated_store(
     dest = Path(dest)
     read = partial(read_simulated, truth=dest/'truth', prevalence=prevalence, max_slices=max_slices, size=pixels)
     table = simulated_table(n_patients, seed, max_slices, pixels)
+    table['path'] += f':{prevalence}' # which the store's fingerprint covers: other patients, another store
     store = build_store(table, dest, size=size, n_jobs=n_jobs, read=read, desc='simulate')
     areas = _by_slice(store, 'areas')
     labels = pd.DataFrame(slice_labels(areas), _image_ids(store), SUBTYPES)

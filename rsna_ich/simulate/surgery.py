@@ -80,7 +80,7 @@ def _open(head, where):
     head.hu = paint(head.hu, where*bone, head.uniform(5, 45))
 
 def _lens(head, point, radius):
-    "Distance from `point` along the skull in units of `radius`"
+    "Straight distance from `point` in units of `radius`"
     return ellipsoid(head.skull_q, point, np.ones(3)*radius)
 
 # %% ../../nbs/simulate/05_surgery.ipynb #0f3b4d8d

@@ -453,11 +453,13 @@ def build_store(
     config = dict(size=int(size), encoding=encoding, crop='head' if crop else 'none', rule=CROP_RULE, read=name, table=table_fingerprint(table))
     with full_disk_said(dest):
         dest.mkdir(parents=True, exist_ok=True)
+        left = [dest/name for name in ('building.jsonl', 'building.parquet')]
+        if not rebuild and _is_finished(dest, config) and not any(path.exists() for path in left): return Store(dest)
         with only_builder(dest):
             if rebuild or not _is_finished(dest, config):
-                if rebuild: (dest/'building.jsonl').unlink(missing_ok=True)
+                if rebuild: left[0].unlink(missing_ok=True)
                 _run_build(dest, table, config, n_jobs, read, desc)
-            for name in 'building.jsonl','building.parquet': (dest/name).unlink(missing_ok=True)
+            for path in left: path.unlink(missing_ok=True)
     return Store(dest)
 
 def _is_finished(dest, config):

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import numpy as np
+from fastcore.basics import patch
 
 # %% ../../nbs/data/03_decoding.ipynb #ca1da97c
 class DecodeError(ValueError):
@@ -177,26 +178,12 @@ class _Box:
         except OSError as e: raise DecodeError(f'no process for the decoder could be started: {e}') from None
         _boxes.add(self)
 
-    @contextmanager
-    def within(self, seconds):
-        "Kill the process if the block takes longer"
-        timer = threading.Timer(seconds, self._expire)
-        timer.daemon = True
-        timer.start()
-        try: yield
-        finally: timer.cancel()
-
-    def ask(self, seconds, *message):
-        "Header and size of the answer to a message (where there is one); None if the box dies or has to be killed"
+    def ask(self, *message):
+        "Header and size of the answer to a message (where there is one); None if the box dies"
         try:
-            with self.within(seconds):
-                if message: _send(self.process.stdin, *message)
-                return _receive_header(self.process.stdout)
+            if message: _send(self.process.stdin, *message)
+            return _receive_header(self.process.stdout)
         except (OSError, ValueError): return
-
-    def _expire(self):
-        self.expired = True
-        self.process.kill()
 
     def stop(self):
         "End the process and close the pipes; returns how it ended"
@@ -205,6 +192,22 @@ class _Box:
         for pipe in self.process.stdin, self.process.stdout:
             with suppress(OSError): pipe.close()
         return self.process.wait()
+
+# %% ../../nbs/data/03_decoding.ipynb #fc0e8a1e
+@patch
+@contextmanager
+def within(self:_Box, seconds):
+    "Kill the process if the block takes longer"
+    timer = threading.Timer(seconds, self._expire)
+    timer.daemon = True
+    timer.start()
+    try: yield
+    finally: timer.cancel()
+
+@patch
+def _expire(self:_Box):
+    self.expired = True
+    self.process.kill()
 
 # %% ../../nbs/data/03_decoding.ipynb #6549e792
 _boxes = set() # all that run
@@ -216,19 +219,21 @@ class _BoxLost(Exception):
 
 def _ask_box(box, frame, stream, seconds):
     "The array in a frame"
-    answer = box.ask(seconds, dict(kind=stream.kind, seconds=seconds), frame)
+    with box.within(seconds): # the header of the answer and its pixels
+        answer = box.ask(dict(kind=stream.kind, seconds=seconds), frame)
+        pixels = answer and _read_pixels(box, *answer, stream)
     if box.expired: raise DecodeError(f'decoding the {stream.kind} stream took too long and was stopped')
     if answer is None: raise _BoxLost(f'the {stream.kind} stream ended the decoder ({_how(box.stop())})')
-    header,size = answer
+    header,_ = answer
     if 'memory' in header: raise _BoxLost(f'the {stream.kind} stream needs more than {MEMORY_LIMIT/2**20:,.0f} MB')
     if 'error' in header: raise DecodeError(f'damaged {stream.kind} stream: {header["error"]}')
-    with box.within(seconds): pixels = _read_pixels(box, header, size, stream)
-    if box.expired or pixels is None: raise _BoxLost(f'the {stream.kind} stream does not have the pixels it promises')
+    if pixels is None: raise _BoxLost(f'the {stream.kind} stream does not have the pixels it promises')
     return pixels
 
 def _read_pixels(box, header, size, stream):
     "The pixels behind an answer's header, or None where it is not what the codestream said"
-    dtype = np.dtype(str(header.get('dtype')))
+    try: dtype = np.dtype(str(header['dtype']))
+    except (KeyError, TypeError): return # no pixels, or nonsense
     shape = stream.rows, stream.cols
     if dtype.kind not in 'iu' or tuple(header.get('shape', ())) != shape: return
     if size != dtype.itemsize*stream.rows*stream.cols: return
@@ -243,7 +248,7 @@ def _how(status):
 def _new_box():
     "A box that has said that it is ready"
     box = _Box()
-    answer = box.ask(_START_LIMIT)
+    with box.within(_START_LIMIT): answer = box.ask()
     if answer == ({}, 0): return box
     ended = box.stop()
     why = answer[0].get('error') if answer else f'it ended with {_how(ended)}'

@@ -12,6 +12,7 @@ __all__ = ['COLUMNS', 'STEEP', 'SCOUT', 'NO_SLICES', 'USUAL_THICKNESS', 'RESULT_
 
 # %% ../../nbs/data/07_slices.ipynb #b1b303cf
 import hashlib, itertools, math, os, re, shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np, pandas as pd, pyarrow as pa
@@ -378,12 +379,17 @@ def _spot(row):
     values = row[['study_id', 'z_mm', 'rows', 'cols', 'frame']]
     return tuple(values.where(values.notna(), None))
 
-def _same_picture(a, b):
-    "Do two rows of one place show one picture?"
+def _look(path):
+    "What tells the pixels of one file from those of another, or None where there are none"
+    hu = _pixels(path)
+    return None if hu is None else (hu.shape, hashlib.sha256(np.ascontiguousarray(hu)).digest())
+
+def _nearly_same(a, b):
+    "Do two rows of one place, of which one is compressed with loss, show one picture?"
+    if 'lossy' not in f'{a.quirks}{b.quirks}': return False
     first = _pixels(a.path)
     second = _pixels(b.path)
     if first is None or second is None or first.shape != second.shape: return False
-    if 'lossy' not in f'{a.quirks}{b.quirks}': return bool((first == second).all())
     return float(np.abs(first.astype(float) - second).mean()) < SAME_HU
 
 # %% ../../nbs/data/07_slices.ipynb #57e6318b
@@ -393,13 +399,14 @@ def _worth(rows):
         other=~rows.path.str.lower().str.endswith('.dcm'), length=rows.path.str.len())
     return rows.assign(**by_worth).sort_values([*by_worth, 'path']).index
 
-def _twin(rows, i, content, by_content, by_place):
-    "Which of the rows that are kept row `i` repeats, and how; None where it is an image of its own"
+def _twin(rows, i, content, by_content, by_place, look):
+    "Which of the rows that are kept row `i` repeats, and how; None where it is an image of its own. `look` gives the `_look` of a row"
     if content in by_content: return by_content[content], ''
     if rows.status[i] != 'ok': return None
     for k in by_place.get(_spot(rows.loc[i]), ()):
-        if not _same_picture(rows.loc[k], rows.loc[i]): continue
-        return k, '' if rows.transfer_syntax[k] == rows.transfer_syntax[i] else ' in another coding'
+        coding = '' if rows.transfer_syntax[k] == rows.transfer_syntax[i] else ' in another coding'
+        same = look(i) is not None and look(i) == look(k)
+        if same or coding and _nearly_same(rows.loc[k], rows.loc[i]): return k, coding
 
 def _first_instances(rows):
     "Rows that share an identifier: those that are images of their own, and {row: (the one it repeats, how)}"
@@ -407,9 +414,10 @@ def _first_instances(rows):
     copies = {}
     by_content = {} # row by what is in its file
     by_place = {} # usable rows by what codings of one picture share, so that thousands under one identifier are not compared each with each
+    look = cache(lambda k: _look(rows.path[k])) # decodes each file once
     for i in _worth(rows):
         content = _content(rows.path[i])
-        twin = _twin(rows, i, content, by_content, by_place)
+        twin = _twin(rows, i, content, by_content, by_place, look)
         if twin: copies[i] = twin
         else:
             kept.append(i)

@@ -18,7 +18,7 @@ from PIL import Image
 from ..core import atomic_path, progress
 from .crop import CROP_RULE
 from .files import file_name
-from .store import (PORTION, Store, full_disk_said, normalised_table, only_builder, prepare_series, result_tables, series_tasks,
+from .store import (PORTION, Store, full_disk_said, normalised_table, only_builder, prepare_series, reader_name, result_tables, series_tasks,
     table_fingerprint, task_results)
 from .upright import read_series
 from .windowing import BRAIN, SOFT, SUBDURAL, window_channels
@@ -115,9 +115,8 @@ def png_folder(
     if bits not in (8, 16) or len(windows) not in (1, 3): raise ValueError(f'8 or 16 bits and 1 or 3 windows, not {bits} and {len(windows)}')
     dest = Path(dest)
     table = normalised_table(table)
-    reader = getattr(getattr(read, 'func', read), '__qualname__', type(read).__name__)
     made = dict(bits=bits, windows=list(map(tuple, windows)) if bits == 8 else None, size=int(size), crop=bool(crop), rule=CROP_RULE,
-                read=reader, table=table_fingerprint(table))
+                read=reader_name(read), table=table_fingerprint(table))
     with full_disk_said(dest):
         dest.mkdir(parents=True, exist_ok=True)
         with only_builder(dest):

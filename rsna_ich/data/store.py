@@ -7,7 +7,7 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/store.html.md"""
 # %% auto #0
 __all__ = ['CODE_HU', 'CODE_AT', 'BOX_COLUMNS', 'ENCODINGS', 'HEADER', 'PIECE', 'PORTION', 'encode', 'decode', 'prepare_series',
            'Store', 'stored_pixels', 'StoreRows', 'result_tables', 'only_builder', 'full_disk_said', 'series_tasks',
-           'task_results', 'normalised_table', 'table_fingerprint', 'build_store']
+           'task_results', 'normalised_table', 'table_fingerprint', 'reader_name', 'build_store']
 
 # %% ../../nbs/data/12_store.ipynb #b273b44c
 import errno, hashlib, json, os, shutil
@@ -433,6 +433,12 @@ def table_fingerprint(
     return hashlib.sha256(hashes.to_numpy().tobytes() + ' '.join([*table.columns, files_stamp(table.path)]).encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/12_store.ipynb #21048170
+def reader_name(
+    read # As in `build_store`
+) -> str:
+    "What a reader is called, whatever arguments it was given: pixels of another are other pixels"
+    return getattr(getattr(read, 'func', read), '__qualname__', type(read).__name__)
+
 def build_store(
     table, # The slices table
     dest, # The store's folder
@@ -449,8 +455,7 @@ def build_store(
     if size < 1: raise ValueError(f'size is in pixels, at least 1, not {size}')
     dest = Path(dest)
     table = normalised_table(table)
-    name = getattr(getattr(read, 'func', read), '__qualname__', type(read).__name__)
-    config = dict(size=int(size), encoding=encoding, crop='head' if crop else 'none', rule=CROP_RULE, read=name, table=table_fingerprint(table))
+    config = dict(size=int(size), encoding=encoding, crop='head' if crop else 'none', rule=CROP_RULE, read=reader_name(read), table=table_fingerprint(table))
     with full_disk_said(dest):
         dest.mkdir(parents=True, exist_ok=True)
         left = [dest/name for name in ('building.jsonl', 'building.parquet')]

@@ -24,12 +24,12 @@ from ..data.store import build_store
 # %% ../../nbs/simulate/11_population.ipynb #e25576fa
 EDITION = 8 # of the simulated patients: it goes up when they change, and a store of older ones is made anew
 
-def _series_rows(seed, index, patient, max_slices, size):
+def _series_rows(seed, index, patient, max_slices, size, prevalence):
     "Rows of the slices table for the `index`th patient of a population, who is simulated from the seed `patient`"
     protocol,z = plan_scan(patient, max_slices=max_slices)
     pixel = protocol.pixel*512/size
     about = dict(
-        path=f'simulated:{patient}:{EDITION}',
+        path=f'simulated:{patient}:{EDITION}:{prevalence}', # all that the store cannot tell from the rest of the row
         patient_id=make_id(seed, 'patient', index, digits=8),
         study_id=make_id(seed, 'study', index, digits=10),
         series_id=make_id(seed, 'series', index, digits=10),
@@ -44,13 +44,14 @@ def simulated_table(
     n_patients:int, # How many
     seed:int, # Of the population: patients of different seeds are different people
     max_slices:int=20, # Slices a patient at most; few, since another patient teaches more than another slice
-    size:int=512 # Rows and columns that are simulated
+    size:int=512, # Rows and columns that are simulated
+    prevalence:float=.5 # Of patients who bleed
 ) -> pd.DataFrame: # One row a slice, as `read_slices` gives them
     "The slices table of patients who are still to be simulated"
     rng = np.random.default_rng([seed, 7])
     patients = rng.integers(2**31, size=n_patients).tolist()
     rows = []
-    for index,patient in enumerate(patients): rows += _series_rows(seed, index, patient, max_slices, size)
+    for index,patient in enumerate(patients): rows += _series_rows(seed, index, patient, max_slices, size, prevalence)
     return pd.DataFrame(rows)
 
 # %% ../../nbs/simulate/11_population.ipynb #c3e2d2a9
@@ -134,8 +135,7 @@ def simulated_store(
     from rsna_ich.simulate.bleeds import slice_labels
     dest = Path(dest)
     read = partial(read_simulated, truth=dest/'truth', prevalence=prevalence, max_slices=max_slices, size=pixels)
-    table = simulated_table(n_patients, seed, max_slices, pixels)
-    table['path'] += f':{prevalence}' # which the store's fingerprint covers: other patients, another store
+    table = simulated_table(n_patients, seed, max_slices, pixels, prevalence)
     store = build_store(table, dest, size=size, n_jobs=n_jobs, read=read, desc='simulate')
     areas = _by_slice(store, 'areas')
     labels = pd.DataFrame(slice_labels(areas), _image_ids(store), SUBTYPES)

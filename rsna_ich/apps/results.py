@@ -14,6 +14,7 @@ __all__ = ['IDENTITY', 'KEPT', 'CT_IMAGE', 'UIDS', 'PRIVATE', 'FINDING_SITES', '
 # %% ../../nbs/apps/05_results.ipynb #6823bf67
 import hashlib, textwrap, uuid, warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,6 +154,12 @@ class Drawn:
     volumes:dict = field(default_factory=dict) # Kind to mL
     name:str = '' # Of what drew them, and its version
 
+    @cached_property
+    def digest(self):
+        "What differs where anything drawn does; the masks are not changed once it was asked for"
+        masks = [(kind, hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()) for kind,mask in sorted(self.masks.items())]
+        return self.name, sorted(self.volumes.items()), masks
+
 class Speaker(NamedTuple):
     "Who gives an answer"
     name:str # Of the model
@@ -160,11 +167,6 @@ class Speaker(NamedTuple):
     point:float # The operating point of a series as long as this one
 
 # %% ../../nbs/apps/05_results.ipynb #2db247f5
-def _digest(series, drawn):
-    "A few letters that differ where what is drawn in a series does"
-    masks = [(kind, hashlib.sha256(np.ascontiguousarray(mask)).hexdigest()) for kind,mask in sorted(drawn.masks.items())]
-    return series, drawn.name, sorted(drawn.volumes.items()), masks
-
 @dataclass
 class StudyAnswer:
     "What is said of a study, and the slices it is said of"
@@ -185,7 +187,8 @@ class StudyAnswer:
         "A UID that follows from the study, the model and all of its answer"
         slices = self.rows[SUBTYPES].astype('float64').round(6).to_numpy().ravel()
         study = self.study[SUBTYPES].astype('float64').round(6)
-        return made_uid(self.uid, self.speaker, __version__, *slices, *study, [_digest(*item) for item in self.drawn.items()], *what)
+        drawn = [(series, one.digest) for series,one in self.drawn.items()]
+        return made_uid(self.uid, self.speaker, __version__, *slices, *study, drawn, *what)
     def key(self, kind): return self.rows[kind].idxmax()
 
 # %% ../../nbs/apps/05_results.ipynb #fddf045f

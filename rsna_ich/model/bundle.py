@@ -49,6 +49,9 @@ def _value_fault(config):
     if pool not in POOLS: return f'its pooling {pool!r} is none of {", ".join(POOLS)}'
     for key,(least,most) in NUMBER_RANGES.items():
         if not least <= config[key] <= most: return f'config.json: {key!r} is {config[key]}, not from {least:g} to {most:g}'
+    stage = config.get('second_stage', {})
+    for key in 'temperature', 'bias', 'threshold':
+        if 'network' in stage and key not in stage: return f'config.json: its second stage has no {key!r}'
 
 def check_config(
     path, # The bundle's folder, for the error

@@ -153,9 +153,6 @@ class Member:
         self.threads = 1 if self.backend == 'torch' else threads or cores()
         loaded = load_onnx(bundle, 1) if self.backend == 'onnx' else _load_torch(bundle, device)
         self._slices,self._series,self.config = loaded
-        stage = self.config.get('second_stage', {})
-        missing = [name for name in ('temperature', 'bias', 'threshold') if name not in stage]
-        if self._series is not None and missing: raise InputError(self.bundle, f'config.json: its second stage has no {missing[0]!r}')
 
     def __repr__(self): return f'Member({self.config["name"]}, {self.config["backbone"]}, {self.config["size"]} px, {self.backend})'
 

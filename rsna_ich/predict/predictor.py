@@ -360,8 +360,9 @@ def predict_rows(self:Predictor,
         place = rows.loc[[frame.row for frame in group]]
         z,thickness = (place[name].to_numpy('float64', na_value=np.nan) for name in ('z_mm', 'thickness_mm'))
         pictures = [frame.hu for frame in group]
-        speaker = self.speaker(np.stack(pictures))
-        p = speaker.predict_hu(np.stack(pictures), z, thickness, pixel_mm(place))
+        hu = np.stack(pictures)
+        speaker = self.speaker(hu)
+        p = speaker.predict_hu(hu, z, thickness, pixel_mm(place))
         called = speaker.positive(p, read=True)
         odd = unlike_head(pictures, pixel_mm(place))
         found += [Found(frame.row, 'ok', six.tolist(), int(yes), frame.number, odd) for frame,six,yes in zip(group, p, called)]

@@ -19,8 +19,9 @@ from ..core import InputError, real_data
 from ..data.slices import read_slices
 from ..data.upright import pixel_mm, read_series
 from ..data.crop import head_box, pixels_to_box
+from .measures import exact_at_the_edge
 from ..labels import SUBTYPES
-from ..metrics import auc, bootstrap_interval, boundary_interval, choose_threshold, sensitivity_specificity, weighted_log_loss
+from ..metrics import auc, bootstrap_interval, choose_threshold, sensitivity_specificity, weighted_log_loss
 
 # %% ../../nbs/judge/09_real.ipynb #832d5c34
 def choosing_half(
@@ -102,8 +103,10 @@ def score_slices(
     called = np.asarray(called).astype(bool)
     found = _figures(p, y, called, np.ones(len(p)))
     low,high = bootstrap_interval(lambda w: _figures(p, y, called, w), patients)
-    for place,side in (2, 1), (3, 0): # sensitivity and specificity: no draw can move one that is exactly 0 or 1
-        if found[place] in (0, 1): low[place],high[place] = boundary_interval(found[place], len(set(np.asarray(patients)[y[:, 0] == side])))
+    for name,side in dict(sensitivity=1, specificity=0).items():
+        place = FIGURES.index(name)
+        owners = np.unique(np.asarray(patients)[y[:, 0] == side])
+        low[place],high[place] = exact_at_the_edge(found[place], low[place], high[place], len(owners))
     threshold = choose_threshold(y[:, 0], p[:, 0], specificity=.95)
     sensitivity,_ = sensitivity_specificity(y[:, 0], p[:, 0], threshold)
     with_intervals = {name: tuple(map(_rounded, values)) for name,*values in zip(FIGURES, found, low, high)}

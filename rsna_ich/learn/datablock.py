@@ -56,11 +56,9 @@ def _slice_files(table):
     return pd.Series([str(SliceFile(*values)) for values in zip(*columns)], index=table.index)
 
 # %% ../../nbs/learn/05_datablock.ipynb #5edb8099
-_LOOKED_AT = BOX_SLICES # of a series, spread over it, in which the head is looked for: as many as the store looks at
-
 def _spread(files):
-    "Some of a series' slices, for all of its rows"
-    places = np.linspace(0, len(files)-1, _LOOKED_AT).round().astype(int)
+    "As many of a series' slices, spread over it, as the store looks for the head in; the same for all of its rows"
+    places = np.linspace(0, len(files)-1, BOX_SLICES).round().astype(int)
     some = tuple(files.iloc[i] for i in np.unique(places))
     return pd.Series([some]*len(files), index=files.index)
 

@@ -187,7 +187,7 @@ class StudyAnswer:
         "A UID that follows from the study, the model and all of its answer"
         slices = self.rows[SUBTYPES].astype('float64').round(6).to_numpy().ravel()
         study = self.study[SUBTYPES].astype('float64').round(6)
-        drawn = [(series, one.digest) for series,one in self.drawn.items()]
+        drawn = [(series, *one.digest) for series,one in self.drawn.items()]
         return made_uid(self.uid, self.speaker, __version__, *slices, *study, drawn, *what)
     def key(self, kind): return self.rows[kind].idxmax()
 

@@ -385,8 +385,9 @@ def _look(path):
     return None if hu is None else (hu.shape, hashlib.sha256(np.ascontiguousarray(hu)).digest())
 
 def _nearly_same(a, b):
-    "Do two rows of one place, of which one is compressed with loss, show one picture?"
-    if 'lossy' not in f'{a.quirks}{b.quirks}': return False
+    "Do two rows of one place show one picture, though one of them has lost something? Those that lost alike are told apart by their pixels"
+    lossy = ['lossy' in str(row.quirks) for row in (a, b)]
+    if not any(lossy) or all(lossy) and a.transfer_syntax == b.transfer_syntax: return False
     first = _pixels(a.path)
     second = _pixels(b.path)
     if first is None or second is None or first.shape != second.shape: return False
@@ -406,7 +407,7 @@ def _twin(rows, i, content, by_content, by_place, look):
     for k in by_place.get(_spot(rows.loc[i]), ()):
         coding = '' if rows.transfer_syntax[k] == rows.transfer_syntax[i] else ' in another coding'
         same = look(i) is not None and look(i) == look(k)
-        if same or coding and _nearly_same(rows.loc[k], rows.loc[i]): return k, coding
+        if same or _nearly_same(rows.loc[k], rows.loc[i]): return k, coding
 
 def _first_instances(rows):
     "Rows that share an identifier: those that are images of their own, and {row: (the one it repeats, how)}"
@@ -717,7 +718,7 @@ def read_slices(
         shutil.rmtree(parts.parent, ignore_errors=True)
     return table
 
-_LAYOUT = 5 # of what is cached: another number after each change of what the rows say
+_LAYOUT = 6 # of what is cached: another number after each change of what the rows say
 
 def files_key(
     files, # What `list_slices` gave

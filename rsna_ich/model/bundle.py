@@ -50,8 +50,9 @@ def _value_fault(config):
     for key,(least,most) in NUMBER_RANGES.items():
         if not least <= config[key] <= most: return f'config.json: {key!r} is {config[key]}, not from {least:g} to {most:g}'
     stage = config.get('second_stage', {})
+    if not isinstance(stage, dict): return f'config.json: its second stage is {stage!r}, not a dict'
     for key in 'temperature', 'bias', 'threshold':
-        if 'network' in stage and key not in stage: return f'config.json: its second stage has no {key!r}'
+        if stage.get('network') and key not in stage: return f'config.json: its second stage has no {key!r}'
 
 def check_config(
     path, # The bundle's folder, for the error

@@ -514,7 +514,7 @@ HALVES = {'all': 'all', 'choose': 'the half that chose the operating point', 'co
 def _competition_lines(real):
     "The slices of the competition in the card"
     from rsna_ich.judge.real import FIGURES
-    head = ['', 'slices, with blood', 'AUC of any', "log loss / the constant prior's", 'sensitivity', 'specificity']
+    head = ['', 'slices, with blood', 'AUC of any', "log loss as a share of the constant prior's", 'sensitivity', 'specificity']
     lines = [head, ['---']*len(head)]
     for half,row in ({'all': real['competition']} | real.get('halves', {})).items():
         figures = [_with_interval(*row[name]) for name in FIGURES]
@@ -532,7 +532,7 @@ _REAL = {
     'outlined': '''- {n} slices with blood that radiologists have outlined: {called} called; the highest cell of the map lies on blood or beside it in {on_blood}.
 ''',
     'pictures': '''- {n} pictures from the web ({with_blood} with haemorrhage), a development set: AUC of any {auc}; on the {counted} that
-  did not choose the operating point of pictures, sensitivity {sensitivity} and specificity {specificity}; of all of them
+  did not choose the operating point of pictures, sensitivity {sensitivity} and specificity {specificity}; of all {n},
   {called[0]} with haemorrhage are called and {called[1]} without.
 ''',
     'rsna': '''- {n} more slices of the competition: truth {truth}, any {any}, called {positive}.

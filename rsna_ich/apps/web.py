@@ -234,7 +234,7 @@ def _viewer(upload, k, study):
     "Strip, pictures and controls of a study"
     base = f'/study/{upload.id}/{k}'
     cells = [_cell(i, item) for i,item in enumerate(study['slices'])]
-    strip = Div(*cells, cls='strip', role='group', aria_label='Slices from the lowest to the highest')
+    strip = Div(*cells, cls='strip', role='group', aria_label='Slices from bottom to top')
     view = Div(Div(_stage(base, study['key'])), _controls(study), cls='view')
     overlays = {f'data_{name}': 'yes' if study[name] else 'no' for name in ('map', 'mask')}
     return Div(strip, *_cautions(study), view, cls='viewer', data_n=len(study['slices']), data_key=study['key'], data_base=base, **overlays)

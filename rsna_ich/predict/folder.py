@@ -1,4 +1,4 @@
-"""Files to series, and what was found in them to tables in which every file has its row
+"""From files to series, and from what was found to tables in which every file has its row
 
 Docs: https://rsna-ich.github.io/rsna_ich/predict/folder.html.md"""
 

@@ -52,8 +52,8 @@ def study_in_words(
     total = len(read)
     if not n: return f'Not called positive: its highest slice has {read["any"].max():.2f}, and slices are called positive from {point:.2f}.'
     kinds = kinds_in_words(study)
-    of = f'{n} of {total} slices are' if total > 1 else 'Its only slice is'
-    return f'Haemorrhage suspected, any {study["any"]:.2f}. {of} called positive, from {point:.2f}. ' + (f'Kinds: {kinds}.' if kinds else 'No kind stands out.')
+    of = f'{n} of {total} slices {"is" if n == 1 else "are"}' if total > 1 else 'Its only slice is'
+    return f'Haemorrhage suspected, any {study["any"]:.2f}. {of} called positive ({point:.2f} or more). ' + (f'Kinds: {kinds}.' if kinds else 'No kind stands out.')
 
 # %% ../../nbs/predict/11_worklist.ipynb #a35d63ed
 def volumes_in_words(
@@ -116,7 +116,7 @@ def strip(
         title = f'slice {row.slice_index + 1}: any {row["any"]:.2f}, {Path(str(row.path)).name}'
         return f'<i{" class=yes" if was_called(row) else ""} style="--p:{row["any"]:.2f}" title="{escape(title, True)}"></i>'
     cells = ''.join(cell(row) for _,row in slices.iterrows())
-    label = f'{len(slices)} slices from the lowest to the highest, {int(slices.positive.sum())} of them called positive'
+    label = f'{len(slices)} slices from bottom to top, {int(slices.positive.sum())} of them called positive'
     return f'<div class="strip" role="img" aria-label="{label}">{cells}</div>' if cells else ''
 
 # %% ../../nbs/predict/11_worklist.ipynb #262cb181

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
-from build_docs import Anchors, dead_links, from_elsewhere, manifest, page_name, sidebar, small_figures
+from build_docs import SITE, Anchors, dead_links, from_elsewhere, manifest, page_name, sidebar, small_figures
 from nbdev.doclinks import nbglob
 from PIL import Image
 from rsna_ich import cli
@@ -51,6 +51,15 @@ def test_every_notebook_has_its_page_and_its_place_in_the_sidebar():
     assert missing == []
     assert sidebar() == (NBS/'sidebar.yml').read_text(encoding='utf-8')
     assert [p.as_posix() for p in notebooks if p.as_posix() not in sidebar()] == []
+
+
+@pytest.mark.parametrize('notebook,module', EXPORTS, ids=[m for _, m in EXPORTS])
+def test_a_module_docstring_leads_somewhere(notebook, module):
+    source = (ROOT/'rsna_ich'/Path(*module.split('.'))).with_suffix('.py').read_text(encoding='utf-8')
+    address = re.search(r'^Docs: (\S+?)"*$', source, re.M)[1]
+    assert address.startswith(SITE)
+    pointer = (DOCS/address.removeprefix(SITE)).read_text(encoding='utf-8')
+    assert pointer.startswith('# ') and f'{SITE}{Path(page_name(notebook.relative_to(NBS))).with_suffix(".html")}' in pointer
 
 
 def test_site_is_small(): assert sum(p.stat().st_size for p in DOCS.rglob('*') if p.is_file()) < LARGEST_SITE

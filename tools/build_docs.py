@@ -58,7 +58,7 @@ COLOURED = re.compile(r'<span class="(kw|cf|st|ch|ss|co|do|fu|im|bn|dt|er|pp|at|
 COLOUR_RULE = re.compile(r'code span\.(kw|cf|st|ch|ss|co|do|fu|im|bn|dt|er|pp|at|cn|va|sc)\b')
 ICON_RULE = re.compile(r'\.(bi-[\w-]+)::before\s*\{[^}]*\}')
 OLD_FONT = re.compile(r',\s*url\([^)]*\.woff\?[^)]*\)\s*format\("woff"\)')  # beside woff2, which every browser of today reads
-SEARCHED = 200  # letters of each section that the search knows
+SEARCHED = 170  # letters of each section that the search knows
 WEBP_QUALITY = 50  # of 100: letters and the grain of a CT stay legible
 FIGURE_WIDTH = 760  # pixels at most; a page's text is about 800 wide
 ADDRESS = '"(?:https?:)?//[^"]*"'
@@ -285,6 +285,18 @@ def self_contained(
     if loaded := from_elsewhere(site): raise SystemExit('These pages load something from elsewhere:\n' + '\n'.join(loaded))
 
 
+def write_pointers(site):
+    "`PAGE.html.md` beside each page: nbdev's module docstrings point to it. Title and subtitle in Markdown, and where to read on"
+    for path in sorted(nbglob(NBS, as_path=True)):
+        name = path.relative_to(NBS)
+        page = Path(page_name(name)).with_suffix('.html').as_posix()
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
+        title = next(text for c in cells if c['cell_type'] == 'markdown' and (text := ''.join(c['source'])).startswith('# '))
+        head = [line for line in title.splitlines() if line.startswith(('# ', '> '))]
+        links = [f'[The page]({SITE}{page})', f'[its notebook]({SOURCE}{NBS.name}/{name.as_posix()})']
+        (site/f'{page}.md').write_text('\n\n'.join([*head, ', '.join(links)]) + '\n', encoding='utf-8')
+
+
 def main(docs=ROOT/'docs'):
     os.environ['IN_TEST'] = '1'  # As nbdev does: a notebook's own `nbdev_export()` has no effect
     os.chdir(ROOT)
@@ -298,6 +310,7 @@ def main(docs=ROOT/'docs'):
     built = build(stage, quiet=True)
     for warning in built.warnings: print(f'warning: {warning}')
     self_contained(stage/'_site')
+    write_pointers(stage/'_site')
     (stage/'_site/manifest.json').write_text(json.dumps(manifest(), indent=1) + '\n', encoding='utf-8')
     PROBLEMS.extend(f'dead link on {line}' for line in dead_links(stage/'_site'))
     for problem in PROBLEMS: print(problem)

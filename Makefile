@@ -43,7 +43,7 @@ bench: $(READY) nbs/benchmarks/01_benchmarks.ipynb ## Run the benchmarks noteboo
 	@$(BIN)/nbdev-test nbs/benchmarks/01_benchmarks.ipynb --flags slow --save --cell-timeout 0
 	@$(BIN)/nbdev-clean --fname nbs/benchmarks/01_benchmarks.ipynb
 
-bundle: $(READY) ## Train the small model that the package ships, from simulated patients alone
+bundle: $(READY) ## Train a small model on simulated patients, in place of the one in the package (which `ich ship --recipe further` made)
 	@$(BIN)/ich ship
 
 readme: $(READY) ## README.md from nbs/index.ipynb

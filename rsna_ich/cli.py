@@ -77,11 +77,11 @@ def _check_option(name, value):
 def _described(parameter, note):
     "The same `parameter` as Typer wants it: an argument or an option with its help and its range"
     kind = typer.Argument if parameter.default is parameter.empty or parameter.name == 'folder' else typer.Option
-    limits = '' if 'Path' in str(parameter.annotation) else _range(parameter.name)
+    limits = '' if 'Path' in str(parameter.annotation) or 'at least' in note else _range(parameter.name)
     return parameter.replace(annotation=Annotated[parameter.annotation, kind(help=f'{note} ({limits})' if limits else note)])
 
 # %% ../nbs/04_cli.ipynb #b857e3dc
-RESUMES = {'phantom', 'store', 'train', 'adapt', 'ship', 'predict', 'download', 'demo', 'listen'} # commands that go on where they were stopped
+RESUMES = {'phantom', 'store', 'train', 'adapt', 'ship', 'predict', 'outline', 'download', 'demo', 'listen'} # commands that go on where they were stopped
 
 # %% ../nbs/04_cli.ipynb #1e166845
 OWN_CODE = {'lr', 'predict', 'recipes', 'train'} # commands with `--with FILE`, which runs a file of the user's: windowings, recipes, backbones
@@ -192,7 +192,7 @@ def _figures(found):
 @command('The whole way', 'demo --out demo')
 def _demo(
     out:Path=Path('demo'), # Folder for everything
-    patients:int=90, # Simulated patients
+    patients:int=90, # Simulated patients, at least 4
     seed:int=2019, # Of the simulation
     recipe:str='ours-tuned', # Which recipe; this one goes on from the shipped model, ours-cpu from ImageNet
     jobs:int=2 # Processes
@@ -345,16 +345,16 @@ def _backbone(names):
 
 @command('Training', 'recipes')
 def _recipes(
-    full:bool=False # All fields, and the members of ensembles
+    full:bool=False # More fields: sources, optimiser, schedule, loss, sampling, what differs, and the backbones of ensembles
 ):
-    "List the recipes; --full gives their sources and all fields"
+    "List the recipes; --full gives their sources and more fields"
     from rsna_ich.learn.published import recipe_table
     table = recipe_table(full)
     if full: return typer.echo(table.to_string())
     reported = table.reported.map('{:.5f}'.format, na_action='ignore').fillna('–')
     short = table.drop(columns='source').assign(backbone=table.backbone.map(_backbone), reported=reported)
     typer.echo(short.to_string())
-    typer.echo('reported: the weighted log loss that the source gives for it (lower is better); sources and all else with --full')
+    typer.echo('reported: the weighted log loss that the source gives for it (lower is better); sources and more with --full')
 
 # %% ../nbs/04_cli.ipynb #da023fbb
 def _draw_lr(suggestions, curve, own, path):
@@ -544,6 +544,11 @@ def _found_pictures(predictor, folder):
     from rsna_ich.apps.pictures import predict_pictures
     return predict_pictures(predictor, folder)
 
+def _remove_former(out):
+    "What a former run wrote beside its tables: a run that writes none must not leave it beside its own, and --send-back must not send it"
+    for name in 'report', 'dicom': shutil.rmtree(out/name, ignore_errors=True)
+    for name in 'report.html', 'submission.csv': (out/name).unlink(missing_ok=True)
+
 def _write_found(found, predictor, out, volumes, report, dicom):
     "Tables, page and DICOM objects of predictions"
     with _writing(out):
@@ -631,8 +636,11 @@ def _predict(
     folder = folder or _fetched(service, study, out)
     if dicom: import_module('rsna_ich.apps.results') # where the extra is missing, say so before anything long
     predictor = _predictor(model, device, backend, tta=_views(tta), average=average, any_rule=any_rule, threshold=threshold, prior=prior)
-    if archive: return _predict_archive(predictor, folder, out, jobs)
+    if archive:
+        if overwrite: _remove_former(out)
+        return _predict_archive(predictor, folder, out, jobs)
     found = _found_pictures(predictor, folder) if pictures else predictor.predict(folder, jobs, keep=out/'.unfinished')
+    if overwrite: _remove_former(out)
     _write_found(found, predictor, out, volumes and not pictures, report, dicom)
     if send_back: _send_back(out, service)
     return _name_lost(found, folder, out)
@@ -819,10 +827,10 @@ def _pull(
 def _ship(
     work:Path=Path('build/shipped'), # Where simulated patients and weights are kept
     out:Path|None=None, # The bundle; where the package looks for it, unless given
-    recipe:str='shipped', # Or `further`, which continues from the model in the package
+    recipe:str='shipped', # This begins with ImageNet weights; `further` continues from the model in the package, as that one was made
     jobs:int=2 # Processes
 ):
-    "Make the model that the package ships, in about two hours"
+    "Make a model in place of the packaged one, in about two hours"
     from rsna_ich.apps.shipped import make_shipped
     made = make_shipped(work, out, recipe=recipe, n_jobs=jobs)
     _export(made)

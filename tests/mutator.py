@@ -321,7 +321,8 @@ def all_good_are_read(source, good):
     ours = table[table.path.str.endswith('good.dcm') & table.status.eq('ok')]
     assert len(ours) == len(good), f'{len(ours)} of {len(good)} good slices in the table'
     want = read_hu(as_bytes(slice_of()))
-    assert all(np.array_equal(o, want) for o in read_series(ours))
+    pixels = read_series(ours)
+    assert len(pixels) == len(good) and all(np.array_equal(o, want) for o in pixels)
     rest = table[~table.path.str.endswith('good.dcm') & table.status.eq('ok')]
     failed = sum(isinstance(o, Exception) for o in read_series(rest))
     return len(rest) - failed, len(table) - len(ours) - len(rest) + failed

@@ -135,7 +135,7 @@ def turned(ds, how):
 @pytest.mark.parametrize('how', ['', 'u', 'l', 'ul', 't', 'tu', 'tl', 'tul'])
 def test_slices_are_read_upright(tmp_path, how):
     write([turned(o, how) for o in stack(3)], tmp_path)
-    for z, hu in zip((0, 5, 10), read_series(read_slices(tmp_path))): assert (hu == head(z)).all()
+    for z, hu in zip((0, 5, 10), read_series(read_slices(tmp_path)), strict=True): assert (hu == head(z)).all()
 
 
 def test_pixels_are_made_square(tmp_path):
@@ -183,7 +183,7 @@ def test_sixteen_bits_that_lost_their_sign(tmp_path):
     write([lost(5*i) for i in range(3)], tmp_path)
     table = read_slices(tmp_path)
     assert table.quirks.str.contains('unsigned intercept 0').all()
-    for z, hu in zip((0, 5, 10), read_series(table)): assert (hu == head(z)).all()
+    for z, hu in zip((0, 5, 10), read_series(table), strict=True): assert (hu == head(z)).all()
 
 
 def test_one_instance_in_two_codings(tmp_path):

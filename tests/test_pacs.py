@@ -162,7 +162,8 @@ def load_results(objects, studies):
     reports = [hd.sr.ComprehensiveSR.from_dataset(pydicom.dcmread(path)) for path in objects['SR']]
     for report in reports:
         groups = hd.sr.MeasurementReport.from_sequence(report.content).get_image_measurement_groups()
-        assert groups and {source.referenced_sop_instance_uid for group in groups for source in group.source_images} <= slices
+        pointed = {source.referenced_sop_instance_uid for group in groups for source in group.source_images}
+        assert pointed and pointed <= slices
     for path in objects.get('SEG', []): assert hd.seg.Segmentation.from_dataset(pydicom.dcmread(path)).number_of_segments
     for path in objects['OT']: assert pydicom.dcmread(path).pixel_array.size
     return sorted(report.StudyInstanceUID for report in reports)

@@ -94,6 +94,7 @@ def about_pictures(
     predictor # A `Predictor`
 ) -> str:
     "Which model speaks, how it reads pictures, and what it is not"
+    predictor = predictor.of_pictures or predictor
     model = f'Model {predictor.config["name"]!r}, trained on {predictor.config["trained_on"]}.'
     reading = 'Read as pictures of a brain window: black is taken as 0 HU, white as 80, and each stands alone.'
     point = f'Positive: any is at least {predictor.operating_point(1):.3f}, the threshold of pictures.'

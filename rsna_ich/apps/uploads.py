@@ -211,7 +211,7 @@ def _unpack_zip(path, folder, budget):
 
 # %% ../../nbs/apps/07_uploads.ipynb #88eaee61
 def unpack_upload(
-    received, # Folder with what came; it is empty afterwards
+    received, # Folder with what came; it is removed afterwards
     folder, # Where the files go
     limits:Limits=Limits() # How much they may become
 ) -> list: # Of (name, reason): what was left out

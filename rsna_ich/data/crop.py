@@ -1,4 +1,4 @@
-"""The square round the head, one for all slices of a series, and the way back to the file's pixels
+"""The square round the head, one for all slices of a series, and the way back to the original pixels
 
 Docs: https://rsna-ich.github.io/rsna_ich/data/crop.html.md"""
 

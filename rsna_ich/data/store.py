@@ -137,7 +137,7 @@ def __getitem__(self:Store,
 @patch
 def box(self:Store,
     i # A number
-) -> Box: # In pixels of that slice's file
+) -> Box: # In pixels of that slice, upright and square, as `read_series` gives it
     "What slice `i` was cropped to"
     return Box(*map(int, self.slices[BOX_COLUMNS].iloc[i]))
 

@@ -74,7 +74,7 @@ def diameters_mm(
     return float(extents[k]), float(extents[across])
 
 # %% ../../nbs/predict/05_volume.ipynb #8a02718f
-WHOLE = .75 # of the largest slice's area, from which a slice counts whole (Kothari and others, 1996)
+WHOLE = .75 # of the largest slice's area, above which a slice counts whole (Kothari and others, 1996)
 HALF = .25 # likewise, from which it counts half
 
 def abc2_ml(

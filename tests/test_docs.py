@@ -93,6 +93,14 @@ def test_nothing_is_loaded_from_elsewhere():
 def test_no_dead_link(): assert dead_links(DOCS) == []
 
 
+def test_what_is_wrong_with_a_page_is_seen(tmp_path):
+    link = '<img src="https://elsewhere.example/x.png"'
+    page = f'<h2 id="here">A heading</h2><a href="#here">good</a><a href="#gone">bad</a><a href="gone.html">bad</a>{link}>'
+    (tmp_path/'page.html').write_text(page)
+    assert sorted(dead_links(tmp_path)) == ['page.html: #gone', 'page.html: gone.html']
+    assert from_elsewhere(tmp_path) == [f'page.html: {link}']
+
+
 def public_names(module):
     "Functions and classes in a module's `__all__`"
     tree = ast.parse((ROOT/f'rsna_ich/{module.replace(".", "/")}.py').read_text(encoding='utf-8'))

@@ -9,7 +9,7 @@ __all__ = ['app', 'RANGES', 'CHOICES', 'RESUMES', 'OWN_CODE', 'command']
 
 # %% ../nbs/04_cli.ipynb #9a8ff3a2
 import inspect, os, re, shlex, shutil, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -544,9 +544,15 @@ def _found_pictures(predictor, folder):
     from rsna_ich.apps.pictures import predict_pictures
     return predict_pictures(predictor, folder)
 
+_OWN_RESULT = re.compile(r'\d{4,}\.html|(report|(segmentation|picture)_\d+)\.dcm|(results|references)\.csv') # in `report` and `dicom`
+
 def _remove_former(out):
-    "What a former run wrote beside its tables: a run that writes none must not leave it beside its own, and --send-back must not send it"
-    for name in 'report', 'dicom': shutil.rmtree(out/name, ignore_errors=True)
+    "Remove what a former run wrote beside its tables, and nothing else: a run that writes none must not leave it, nor --send-back send it"
+    found = [*out.glob('report/*'), *out.glob('dicom/*'), *out.glob('dicom/*/*')]
+    for path in found:
+        if path.is_file() and _OWN_RESULT.fullmatch(path.name): path.unlink()
+    for folder in [*out.glob('dicom/*'), out/'dicom', out/'report']:
+        with suppress(OSError): folder.rmdir() # only where it is empty
     for name in 'report.html', 'submission.csv': (out/name).unlink(missing_ok=True)
 
 def _write_found(found, predictor, out, volumes, report, dicom):
@@ -636,11 +642,12 @@ def _predict(
     folder = folder or _fetched(service, study, out)
     if dicom: import_module('rsna_ich.apps.results') # where the extra is missing, say so before anything long
     predictor = _predictor(model, device, backend, tta=_views(tta), average=average, any_rule=any_rule, threshold=threshold, prior=prior)
+    anew = overwrite or (out/'.writing').exists() # of a run that was stopped
     if archive:
-        if overwrite: _remove_former(out)
+        if anew: _remove_former(out)
         return _predict_archive(predictor, folder, out, jobs)
     found = _found_pictures(predictor, folder) if pictures else predictor.predict(folder, jobs, keep=out/'.unfinished')
-    if overwrite: _remove_former(out)
+    if anew: _remove_former(out)
     _write_found(found, predictor, out, volumes and not pictures, report, dicom)
     if send_back: _send_back(out, service)
     return _name_lost(found, folder, out)

@@ -24,7 +24,8 @@ SUBTYPES = ['any', 'epidural', 'intraparenchymal', 'intraventricular', 'subarach
 LONG_ORDER = SUBTYPES[1:] + SUBTYPES[:1] # Within an image, the competition's files have `any` last
 
 # Identifiers are text, whatever they look like: 00123, 1.10, 1e5, NA
-ID_COLUMNS = ['ID', 'Image', 'image', 'image_id', 'series_id', 'study_id', 'patient_id', 'key_slice', 'path']
+ID_COLUMNS = ['ID', 'Image', 'image', 'image_id', 'series_id', 'study_id', 'patient_id', 'key_slice', 'path',
+              'study', 'name', 'PatientID', 'StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID']
 
 # %% ../nbs/01_labels.ipynb #61ac1212
 @contextmanager
@@ -348,21 +349,23 @@ def _check_lines(path):
             if endless: raise ValueError(f'a line of more than {LONGEST_LINE:,} bytes')
 
 # %% ../nbs/01_labels.ipynb #397964d2
-def _read_any_csv(path):
-    "A CSV file as pandas reads it, without a guess about identifiers"
+def _read_any_csv(path, ids=()):
+    "A CSV file as pandas reads it, without a guess about identifiers: ID_COLUMNS, and the columns `ids`"
     _check_lines(path)
     _check_text(path)
     with _unpacked(path) as f: names = pd.read_csv(f, nrows=0).columns
-    missing = {name: [''] if name in ID_COLUMNS else NO_VALUES for name in names}
-    types = dict.fromkeys(ID_COLUMNS, str)
+    named = [*ID_COLUMNS, *ids]
+    missing = {name: [''] if name in named else NO_VALUES for name in names}
+    types = dict.fromkeys(named, str)
     with _unpacked(path) as f: return pd.read_csv(f, dtype=types, keep_default_na=False, na_values=missing)
 
 def read_table(
-    path # A CSV (which may be gzipped or zipped) or parquet file
+    path, # A CSV (which may be gzipped or zipped) or parquet file
+    ids=() # Columns that hold identifiers, besides ID_COLUMNS
 ) -> pd.DataFrame: # Its identifiers as text; an empty one is missing
     "A table whose identifiers stay what they are; raises `InputError` where the file holds none"
     with _named(path, 'a table'):
-        if not str(path).endswith('.parquet'): return _read_any_csv(path)
+        if not str(path).endswith('.parquet'): return _read_any_csv(path, ids)
         with open(path, 'rb') as f: return pd.read_parquet(f)
 
 # %% ../nbs/01_labels.ipynb #bdc83ddf

@@ -18,6 +18,7 @@ import pandas as pd
 from .shipped import picture_hu
 from ..core import DISCLAIMER, InputError, progress
 from ..data.dicom import PICTURE_ENDINGS
+from ..data.files import real_path, shown_path
 from ..predict.folder import SLICE_COLUMNS, Found, Predictions, slices_table, studies_table
 
 # %% ../../nbs/apps/04_pictures.ipynb #4866b063
@@ -41,6 +42,7 @@ SECONDS = 60 # for one picture, the start of the process included
 def _decode(path):
     "The HU of one picture, or the reason why there are none; runs in the process of its own"
     from PIL import Image
+    path = real_path(path)
     try:
         with Image.open(path, formats=('PNG', 'JPEG')) as im: cols, rows = im.size
         if rows*cols > MOST_PIXELS: return f'{cols} x {rows} pixels: too many for a picture of a slice'
@@ -77,8 +79,8 @@ class PictureReader:
 def _picture_rows(paths, folder):
     "A slices table of pictures, each a study of its own, named by its path inside the folder"
     folder = folder if folder.is_dir() else folder.parent
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    table = pd.DataFrame(dict(image_id=names, study_id=names, series_id=names, slice_index=0, path=list(map(str, paths))))
+    names = [shown_path(path.relative_to(folder).as_posix()) for path in paths]
+    table = pd.DataFrame(dict(image_id=names, study_id=names, series_id=names, slice_index=0, path=[shown_path(str(path)) for path in paths]))
     return table.assign(quirks='', patient_id='')
 
 def _answer(predictor, read, row, path):

@@ -337,11 +337,17 @@ def _described(answer, drawn, number, kind):
     return hd.seg.SegmentDescription(number, kind, codes.SCT.MorphologicallyAbnormalStructure, kind_code, 'AUTOMATIC', algorithm,
         tracking_uid=answer.made('finding', kind), tracking_id=kind, anatomic_regions=[site] if site else None)
 
+_OF_SERIES = 'StudyInstanceUID', 'SeriesInstanceUID', 'FrameOfReferenceUID'
+
 def _no_place(headers):
-    "Why slices have no place in space, or None"
+    "Why slices have no place in space of their own, or None"
     for name in _PLACED:
         if any(name not in header for header in headers): return f'no segmentation: {name} is absent'
     if len({(header.Rows, header.Columns) for header in headers}) > 1: return 'no segmentation: the slices differ in size'
+    if len({tuple(str(header.get(name)) for name in _OF_SERIES) for header in headers}) > 1: return 'no segmentation: by their identifiers the slices are of several series'
+    normal = np.cross(*np.reshape(np.array(headers[0].ImageOrientationPatient, float), (2, 3)))
+    along = np.round([np.array(header.ImagePositionPatient, float)@normal for header in headers], 6)
+    if len(np.unique(along)) < len(along): return 'no segmentation: several slices lie at one position'
 
 def _why_no_segmentation(rows, headers, kinds):
     "Why a series gets no segmentation, or None"

@@ -193,8 +193,7 @@ def remove(self:Desk,
         session.uploads.pop(upload.id, None)
         upload.removed = True
         if upload in self.waiting: self.waiting.remove(upload)
-        reader = self._reading.get(upload.id)
-    if reader: reader.interrupt()
+        if reader := self._reading.get(upload.id): reader.interrupt() # before it is given another upload
     shutil.rmtree(upload.folder, ignore_errors=True)
 
 # %% ../../nbs/apps/09_sessions.ipynb #a36c9c43

@@ -124,8 +124,14 @@ def _unpacked(data, name):
     if len(out) > MAX_BYTES: raise ValueError(f'it unpacks to more than {MAX_BYTES:,} bytes')
     return out
 
+def _check_method(info):
+    "Raise a `ValueError` for a member that `zipfile` may unpack to more than it claims: all but stored and deflated ones"
+    if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): return
+    raise ValueError(f'it is packed by method {info.compress_type} of zip, which is not opened: pack it by the usual one')
+
 def _check_size(info):
-    "Raise a `ValueError` for a member of an archive that is too large; `zipfile` reads no more of it than it claims"
+    "Raise a `ValueError` for a member of an archive that is too large"
+    _check_method(info)
     if info.file_size > MAX_BYTES: raise ValueError(f'it unpacks to more than {MAX_BYTES:,} bytes')
 
 def _all_bytes(found, name):
@@ -179,6 +185,7 @@ def first_bytes(
     try:
         if member and not member.lower().endswith('.gz'):
             z,members = open_zip(archive)
+            _check_method(members[member])
             if n < 0: _check_size(members[member])
             with z.open(members[member]) as f: return f.read(n), members[member].file_size
     except Exception as e: raise SliceError(shown_path(path), f'cannot be opened: {getattr(e, "strerror", None) or e}') from None

@@ -177,6 +177,8 @@ class StoreRows:
 
     @property
     def size(self): return self._store.size
+    @property
+    def config(self): return self._store.config
     def __len__(self): return len(self.rows)
     def __getitem__(self, i): return self._store[self.rows[i]]
 

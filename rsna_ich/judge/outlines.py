@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core import InputError, Journal, atomic_path, progress
 from ..data.files import files_stamp
-from ..data.outlined import find_outlined, read_outlined
+from ..data.outlined import DIAGNOSES, find_outlined, read_outlined
 from ..labels import SUBTYPES
 from ..metrics import bootstrap_interval
 from ..predict.outline import shipped_segmenter
@@ -107,7 +107,8 @@ def judge_outlines(
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
     paths = [path for file in files for path in (file.scan, file.mask)]
-    journal = Journal(dest/'finished.jsonl', [files_stamp(paths), segmenter.config])
+    weights = files_stamp(sorted(segmenter.folder.iterdir()))
+    journal = Journal(dest/'finished.jsonl', [files_stamp([*paths, Path(folder)/DIAGNOSES]), weights, segmenter.config])
     for k,file in enumerate(progress(files, desc='judge', unit='scan')):
         if k >= len(journal.entries): journal.add(_judged(file, segmenter))
     lost += [line for _,lines in journal.entries for line in lines]

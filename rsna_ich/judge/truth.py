@@ -53,14 +53,14 @@ def _read_folder(folder):
 # %% ../../nbs/judge/01_truth.ipynb #38da8e63
 _KEYS = dict(image_id='image_id', Image='image_id', image='image_id', ID='image_id', study_id='study_id') # as people call them
 
-def _read(source):
+def _read(source, ids=()):
     "A copy of `source`, a table or the path of a CSV or parquet file or of a folder with one, and what to call it in errors"
     if isinstance(source, pd.DataFrame):
         return source.reset_index() if source.index.name in _KEYS else source.copy(), 'the table'
     path = Path(source)
     if path.is_dir(): return _read_folder(path)
     if not path.is_file(): raise InputError(path, 'no such file')
-    return _with_patients(read_table(path), studies_beside(path)), path
+    return _with_patients(read_table(path, ids), studies_beside(path)), path
 
 # %% ../../nbs/judge/01_truth.ipynb #8d909989
 def _parted(table, name):
@@ -288,7 +288,7 @@ def read_studies(
     studies=None # Table with `patient_id` and `study_id`, e.g. the slices table; None: the names are the study ids
 ) -> pd.DataFrame: # study_id and the six subtypes: 0, 1, or NaN where no column tells it
     "A list of studies as truth for `join_truth`; InputError where it cannot be understood"
-    table,name = _read(csv)
+    table,name = _read(csv, [key] if key else ())
     if columns is None: columns = {s: s for s in SUBTYPES if s in table}
     key = key or next((column for column in _STUDY_COLUMNS if column in table), None)
     _check_columns(table, name, columns, key)

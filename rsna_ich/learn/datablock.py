@@ -22,6 +22,7 @@ import torch
 from ..core import InputError # before fastai, whose warning it silences
 from fastai.data.all import CategoryMap, Transform, TransformBlock
 
+from ..data.files import files_stamp
 from ..data.folds import holdout
 from ..data.neighbours import neighbour_rows
 from ..data.slices import frame_rows, read_slices
@@ -113,16 +114,16 @@ def _hu(file):
     return hu
 
 @lru_cache(512)
-def _as_row(path):
-    "A single file as a row of `SliceGetter`'s table"
+def _as_row(path, stamp):
+    "A single file as a row of `SliceGetter`'s table; another `stamp` where the file has changed"
     rows = frame_rows(read_slices([path], n_jobs=1))
     if len(rows) > 1: raise InputError(path, f'has {len(rows)} frames: `SliceGetter` makes an item of each')
     files = tuple(_slice_files(rows))
     return pd.Series(dict(files=files, series_files=files))
 
 @lru_cache(512)
-def _series_box(files, shape):
-    "Where the head is, for pictures of one shape"
+def _series_box(files, shape, stamp):
+    "Where the head is, for pictures of one shape; another `stamp` where a file has changed"
     same = [hu for hu in map(_hu, files) if hu.shape == shape]
     if not same: return whole_box(shape)
     mm = pixel_mm(pd.DataFrame(map(slice_file, files)))
@@ -150,13 +151,13 @@ class HUReader(Transform):
     ): # int16 HU, (size, size)
         "One slice, cropped and resized"
         hu = _hu(file)
-        box = _series_box(series, hu.shape) if self.crop else whole_box(hu.shape)
+        box = _series_box(series, hu.shape, files_stamp([slice_file(file).path for file in series])) if self.crop else whole_box(hu.shape)
         return crop_resize(hu, box, self.size)
 
     def encodes(self, item:(pd.Series, Path, str)):
         "A row's slices, or the slice of a path as often as a sample has slices"
         known = isinstance(item, pd.Series)
-        row = item if known else _as_row(str(item))
+        row = item if known else _as_row(str(item), files_stamp([str(item)]))
         files = row.files if known else row.files*self.channels
         pictures = {file: self.read(file, row.series_files) for file in dict.fromkeys(files)} # neighbours at an end are the same slice
         return TensorHU(np.stack([pictures[file] for file in files]))

@@ -10,6 +10,7 @@ __all__ = ['KINDS_OUTLINED', 'PIXEL_WEIGHT', 'MASK_AUGMENT', 'shrink_masks', 'si
            'tune_unet']
 
 # %% ../../nbs/learn/17_segment.ipynb #5f64b12a
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,9 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 
-from ..data.crop import crop_resize, head_box
-from ..data.outlined import find_outlined, read_outlined
+from ..data.crop import CROP_RULE, crop_resize, head_box
+from ..data.files import files_stamp
+from ..data.outlined import DIAGNOSES, find_outlined, read_outlined
 from ..labels import SUBTYPES
 from .augment import get_augments
 from .batch import TensorHU, Windowed, plain_tensor
@@ -49,10 +51,16 @@ def shrink_masks(
         out[some] |= (thousandths >= 500).astype(np.uint8) << k
     return out
 
-def _save(file, hu, masks):
-    "Slices and masks of one patient in a file, whole or not at all"
+def _save(file, hu, masks, stamp):
+    "Slices and masks of one patient in a file, whole or not at all; `stamp` says of what they were made"
     with atomic_path(file) as temporary:
-        with open(temporary, 'wb') as f: np.savez(f, hu=hu, masks=masks)
+        with open(temporary, 'wb') as f: np.savez(f, hu=hu, masks=masks, stamp=stamp)
+
+def _stamp_of(file):
+    "What the slices of a file were made of; None where there is no such file"
+    try:
+        with np.load(file) as found: return str(found['stamp'])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile): return None
 
 # %% ../../nbs/learn/17_segment.ipynb #eafe94ca
 def simulate_outlined(
@@ -65,16 +73,18 @@ def simulate_outlined(
 ) -> list: # The files
     "Simulated slices with the outlines of their blood"
     from rsna_ich.simulate.patient import simulate_patient
+    from rsna_ich.simulate.population import EDITION
     files = []
     patients = np.random.default_rng([seed, 7]).integers(2**31, size=n_patients)
     for i,patient in enumerate(progress(patients.tolist(), desc='simulate', unit='patient')):
         file = Path(dest)/f'{i:05d}.npz'
         files.append(file)
-        if file.exists(): continue
+        stamp = f'{patient} {size} {prevalence} {max_slices} {EDITION}'
+        if _stamp_of(file) == stamp: continue
         scan = simulate_patient(patient, 512, prevalence, max_slices=max_slices, masks=True)
         hu = np.maximum(scan.hu, -1024)
         box = head_box(hu, pixel_mm=scan.protocol.pixel)
-        _save(file, crop_resize(hu, box, size), shrink_masks(scan.masks[0], box, size))
+        _save(file, crop_resize(hu, box, size), shrink_masks(scan.masks[0], box, size), stamp)
     return files
 
 # %% ../../nbs/learn/17_segment.ipynb #c27c2780
@@ -176,7 +186,7 @@ def _fitted(unet, dls, keep, epochs, lr):
         learn.fit_one_cycle(epochs, slice(lr*.3, lr), pct_start=.15, start_epoch=keep.start, cbs=cbs)
     return learn
 
-def _names(files): return ', '.join(Path(file).name for file in files)
+def _names(files): return ', '.join(f'{Path(file).name} {_stamp_of(file)}' for file in files)
 
 def _halves(unet):
     "The parameters in two groups: encoder, and decoder with head"
@@ -217,18 +227,19 @@ def prepare_outlined(
     for one in progress(found, desc='outlines', unit='scan'):
         file = Path(dest)/f'{one.name}.npz'
         try:
-            if not file.exists(): _prepare_scan(read_outlined(one), file, size)
+            stamp = f'{size} {CROP_RULE} {files_stamp([one.scan, one.mask, one.scan.parent.parent/DIAGNOSES])}'
+            if _stamp_of(file) != stamp: _prepare_scan(read_outlined(one), file, size, stamp)
         except InputError as e: lost.append([str(e.path), e.reason])
         else: files.append(file)
     return files, lost
 
-def _prepare_scan(scan, file, size):
+def _prepare_scan(scan, file, size, stamp):
     "Write those slices of a scan whose mask says which kind of blood it is"
     hu = np.maximum(scan.hu, -1024)
     box = head_box(hu, pixel_mm=(scan.pixel_mm,)*2)
     small = crop_resize(hu, box, size)
     masks = shrink_masks(scan.masks, box, size)
-    _save(file, small[scan.sure], masks[scan.sure])
+    _save(file, small[scan.sure], masks[scan.sure], stamp)
 
 # %% ../../nbs/learn/17_segment.ipynb #tune0003
 def tune_unet(
@@ -248,7 +259,7 @@ def tune_unet(
     keep = Checkpoint(Path(dest).with_suffix('.checkpoint.safetensors'), about=f'U-Net from {start}, {_names(files)}, {epochs} epochs, {lr}, {bs}, {seed}')
     learn = _fitted(unet, dls, keep, epochs, lr)
     trained_on = f'{about["trained_on"].replace(", no real ones", "")}, then scans of a set with outlines ({len(files) - len(files[::12])})'
-    config = dict(name=f'{about["name"]}-tuned', windowing=about['windowing'], size=about['size'], level=about['level'], trained_on=trained_on)
+    config = dict(name=f'{about["name"]}-tuned', windowing=about['windowing'], size=dls.train.dataset.hu.shape[-1], level=about['level'], trained_on=trained_on)
     save_unet(dest, learn.model, config, '\n\n'.join([f'# {config["name"]}', f'**{DISCLAIMER}**', f'A U-Net trained on {trained_on}.\n']))
     keep.remove()
     return learn

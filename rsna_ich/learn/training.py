@@ -9,7 +9,7 @@ __all__ = ['training_data', 'branch_of_rows', 'held_out_rows', 'Run', 'recipe_mo
            'claim_run', 'Changes', 'train']
 
 # %% ../../nbs/learn/15_training.ipynb #daff4233
-import json, shutil
+import hashlib, json, shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -120,6 +120,20 @@ class Run:
     trained_on:str='' # Name of the data, for the bundle
 
     def __post_init__(self): self.folder = Path(self.folder)
+
+# %% ../../nbs/learn/15_training.ipynb #72661fb7
+_DEALT_BY = 'image_id', 'patient_id', 'study_id', 'series_id', 'slice_index', 'z_mm' # columns that order slices and deal patients
+
+@patch
+def claim_data(self:Run):
+    "Refuse to go on with stages that were trained on other slices or labels; raises `InputError`"
+    table = _with_labels(self.store, self.labels)
+    table = table[[name for name in (*_DEALT_BY, *SUBTYPES) if name in table]]
+    found = hashlib.sha256(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes()).hexdigest()
+    note = self.folder/'data.txt'
+    begun = any(self.folder.rglob('stage_*.safetensors'))
+    if begun and note.is_file() and note.read_text() != found: raise InputError(self.folder, 'was begun with other slices or labels; choose another folder')
+    with atomic_path(note) as p: p.write_text(found)
 
 # %% ../../nbs/learn/15_training.ipynb #c21c46f9
 @patch(as_prop=True)
@@ -259,7 +273,7 @@ def _fit(self:Run, model, leg):
     set_seed(_seed(recipe, leg), reproducible=True)
     dls = self.dls(leg.k, leg.branch)
     keep = self._checkpoint(leg)
-    learn = slice_learner(dls, model.to(dls.device), recipe, logger_callbacks(self.loggers, self.folder, str(leg)))
+    learn = slice_learner(dls, model.to(dls.device), recipe, logger_callbacks(self.loggers, self.folder, f'{leg}.log'))
     cbs = [keep, BatchBar(_title(recipe, leg), keep.start), KeepMemory()]
     with together(learn), learn.no_bar(), learn.no_logging():
         fit_leg(learn, recipe, recipe.stages[leg.k], leg.frozen, keep.start, cbs)
@@ -620,7 +634,9 @@ def run(self:_Order, recipe):
     folder = self.folder/recipe.name if self.recipe.members else self.folder
     about = f'the competition folder {self.competition.name!r}'
     store = _some_patients(store, self.fraction, recipe.seed)
-    return Run(store, labels, recipe, folder, device=self.device, loggers=self.loggers, trained_on=about)
+    run = Run(store, labels, recipe, folder, device=self.device, loggers=self.loggers, trained_on=about)
+    first_alone(run.claim_data)
+    return run
 
 # %% ../../nbs/learn/15_training.ipynb #c5f0243a
 @patch

@@ -104,6 +104,7 @@ def predict_portions(
     tell=None # Called with the number of slices that are done
 ): # Iterator of (rows of the table, list of their `Found`), in the table's order
     "What is found in each portion of a slices table"
+    key = f'{key} in portions of {most}'
     parts = portions(table, most)
     journals = [keep and Path(keep)/'portions'/f'{k:06}' for k in range(len(parts))]
     if n_jobs == 1 or len(parts) < FEW_PORTIONS:

@@ -140,6 +140,8 @@ def measure_folder(
     dest.mkdir(parents=True, exist_ok=True)
     table = find_slices(folder, 1)
     journal = Journal(dest/'finished.jsonl', [state_of_files(folder), segmenter.config, masks])
+    if not journal.entries:
+        for old in dest.glob('mask_[0-9][0-9][0-9][0-9]*.nii.gz'): old.unlink() # of another run
     for k,rows in enumerate(progress(series_rows(table[table.status.eq('ok')]), desc='outline', unit='series')):
         if k < len(journal.entries): continue
         journal.add(_measure_series(rows.sort_values('slice_index', kind='stable'), segmenter, dest/f'mask_{k:04d}.nii.gz' if masks else None))

@@ -509,11 +509,24 @@ def _point_to_pictures(folder, slices):
     if slices.status.eq('ok').any() or not pictures.any(): return
     typer.echo(f'next: ich predict --pictures {shlex.quote(str(folder))} reads the PNG and JPEG files in it', err=True)
 
+# %% ../nbs/04_cli.ipynb #6f4e410d
+_OWN_RESULT = re.compile(r'\d{4,}\.html|(report|(segmentation|picture)_\d+)\.dcm|(results|references)\.csv') # in `report` and `dicom`
+
+def _remove_former(out):
+    "Remove what a former run wrote beside its tables, and nothing else: a run that writes none must not leave it, nor --send-back send it"
+    found = [*out.glob('report/*'), *out.glob('dicom/*'), *out.glob('dicom/*/*')]
+    for path in found:
+        if path.is_file() and _OWN_RESULT.fullmatch(path.name): path.unlink()
+    for folder in [*out.glob('dicom/*'), out/'dicom', out/'report']:
+        with suppress(OSError): folder.rmdir() # only where it is empty
+    for name in 'report.html', 'submission.csv': (out/name).unlink(missing_ok=True)
+
 # %% ../nbs/04_cli.ipynb #dbb0fa97
 @contextmanager
 def _writing(out):
     "While several files are written that belong together: until the last is there, the same command may come again"
     out.mkdir(parents=True, exist_ok=True)
+    if (out/'slices.csv').exists(): _remove_former(out)
     (out/'.writing').touch()
     yield
     (out/'.writing').unlink()
@@ -544,19 +557,9 @@ def _found_pictures(predictor, folder):
     from rsna_ich.apps.pictures import predict_pictures
     return predict_pictures(predictor, folder)
 
-_OWN_RESULT = re.compile(r'\d{4,}\.html|(report|(segmentation|picture)_\d+)\.dcm|(results|references)\.csv') # in `report` and `dicom`
-
-def _remove_former(out):
-    "Remove what a former run wrote beside its tables, and nothing else: a run that writes none must not leave it, nor --send-back send it"
-    found = [*out.glob('report/*'), *out.glob('dicom/*'), *out.glob('dicom/*/*')]
-    for path in found:
-        if path.is_file() and _OWN_RESULT.fullmatch(path.name): path.unlink()
-    for folder in [*out.glob('dicom/*'), out/'dicom', out/'report']:
-        with suppress(OSError): folder.rmdir() # only where it is empty
-    for name in 'report.html', 'submission.csv': (out/name).unlink(missing_ok=True)
-
 def _write_found(found, predictor, out, volumes, report, dicom):
-    "Tables, page and DICOM objects of predictions"
+    "Write tables, page and DICOM objects of predictions; the paths of the objects"
+    objects = []
     with _writing(out):
         if volumes: found = found.measured(keep=out/'.unfinished')
         found.save(out)
@@ -566,8 +569,11 @@ def _write_found(found, predictor, out, volumes, report, dicom):
             typer.echo(f'page: {write_worklist(out/"report.html", found, predictor)}')
         if dicom:
             from rsna_ich.apps.results import drawn_of, write_results
-            typer.echo(f'DICOM: {len(write_results(found, predictor, out/"dicom", drawn_of(found)))} objects in {out/"dicom"}')
+            paths = write_results(found, predictor, out/'dicom', drawn_of(found)).path
+            objects = [Path(path) for path in paths if path] # others have a note instead
+            typer.echo(f'DICOM: {counted(len(objects), "object")} in {out/"dicom"}')
         shutil.rmtree(out/'.unfinished', ignore_errors=True)
+    return objects
 
 # %% ../nbs/04_cli.ipynb #c7eb9073
 def _check_source(folder, url, study, send_back, ca):
@@ -590,10 +596,9 @@ def _fetched(service, study, out):
     from rsna_ich.apps.pacs import digest, fetch_study
     return fetch_study(service, study, out/'fetched'/digest(study))
 
-def _send_back(out, service):
+def _send_back(paths, service):
     "Store results where their study came from"
     from rsna_ich.apps.pacs import send_to_web
-    paths = sorted((out/'dicom').rglob('*.dcm'))
     if paths: send_to_web(paths, service)
     typer.echo(f'stored: {counted(len(paths), "object")} at {service}')
 
@@ -642,14 +647,10 @@ def _predict(
     folder = folder or _fetched(service, study, out)
     if dicom: import_module('rsna_ich.apps.results') # where the extra is missing, say so before anything long
     predictor = _predictor(model, device, backend, tta=_views(tta), average=average, any_rule=any_rule, threshold=threshold, prior=prior)
-    anew = overwrite or (out/'.writing').exists() # of a run that was stopped
-    if archive:
-        if anew: _remove_former(out)
-        return _predict_archive(predictor, folder, out, jobs)
+    if archive: return _predict_archive(predictor, folder, out, jobs)
     found = _found_pictures(predictor, folder) if pictures else predictor.predict(folder, jobs, keep=out/'.unfinished')
-    if anew: _remove_former(out)
-    _write_found(found, predictor, out, volumes and not pictures, report, dicom)
-    if send_back: _send_back(out, service)
+    objects = _write_found(found, predictor, out, volumes and not pictures, report, dicom)
+    if send_back: _send_back(objects, service)
     return _name_lost(found, folder, out)
 
 # %% ../nbs/04_cli.ipynb #261d6aa3

@@ -544,7 +544,7 @@ def _instances(client, study):
     return [(one, instance) for one in images for instance in _uids(client.search_for_instances(study, one, get_remaining=True), 'SOPInstanceUID')]
 
 # %% ../../nbs/apps/11_pacs.ipynb #945430aa
-_FETCHED = re.compile(r'[0-9a-f]+\.dcm') # what `digest` makes of an instance
+_FETCHED = re.compile(r'[0-9a-f]{32}\.dcm') # what `digest` makes of an instance
 
 def fetch_study(
     service, # A `Service`, or the address of one

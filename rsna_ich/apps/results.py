@@ -345,14 +345,13 @@ def _no_place(headers):
         if any(name not in header for header in headers): return f'no segmentation: {name} is absent'
     if len({(header.Rows, header.Columns) for header in headers}) > 1: return 'no segmentation: the slices differ in size'
     if len({tuple(str(header.get(name)) for name in _OF_SERIES) for header in headers}) > 1: return 'no segmentation: by their identifiers the slices are of several series'
-    normal = np.cross(*np.reshape(np.array(headers[0].ImageOrientationPatient, float), (2, 3)))
-    along = np.round([np.array(header.ImagePositionPatient, float)@normal for header in headers], 6)
-    if len(np.unique(along)) < len(along): return 'no segmentation: several slices lie at one position'
 
 def _why_no_segmentation(rows, headers, kinds):
     "Why a series gets no segmentation, or None"
     if not kinds: return 'nothing is drawn'
-    return 'no segmentation: a multi-frame file' if rows.frame.any() else _no_place(headers)
+    if rows.frame.any(): return 'no segmentation: a multi-frame file'
+    if why := _no_place(headers): return why
+    if rows.z_mm.duplicated().any(): return 'no segmentation: several slices lie at one position'
 
 # %% ../../nbs/apps/05_results.ipynb #a23725ad
 def write_segmentation(

@@ -15,6 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import InputError
+from ..data.files import packing_reason
 
 # %% ../../nbs/apps/07_uploads.ipynb #f9bfb0ee
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class _Budget:
 def _why_not_unpacked(info):
     "Why a member of a zip is left out, or ''"
     if stat.S_ISLNK(info.external_attr >> 16): return 'a link, not a file: not unpacked'
-    return 'locked with a password: not unpacked' if info.flag_bits & 1 else ''
+    return 'locked with a password: not unpacked' if info.flag_bits & 1 else packing_reason(info)
 
 # %% ../../nbs/apps/07_uploads.ipynb #7035fa1f
 def _unpack_member(archive, info, folder, budget):

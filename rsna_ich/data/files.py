@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/data/files.html.md"""
 
 # %% auto #0
 __all__ = ['LONGEST_NAME', 'SIDE_SUFFIXES', 'SIDE_NAMES', 'ARCHIVES', 'MARK', 'OWN', 'NO_FILES', 'shown_path', 'real_path',
-           'file_name', 'split_member', 'open_zip', 'open_slice', 'file_bytes', 'first_bytes', 'Entry', 'Listing',
-           'list_files', 'list_slices', 'files_stamp']
+           'file_name', 'split_member', 'open_zip', 'packing_reason', 'open_slice', 'file_bytes', 'first_bytes',
+           'Entry', 'Listing', 'list_files', 'list_slices', 'files_stamp', 'row_hashes']
 
 # %% ../../nbs/data/05_files.ipynb #da45cb2e
 import functools, gzip, hashlib, io, itertools, os, re, stat, zipfile
@@ -108,6 +108,19 @@ def open_zip(
     "An open zip with its members, kept open until it changes"
     return _read_zip(str(path), _stamp(os.stat(path)))
 
+# %% ../../nbs/data/05_files.ipynb #a78540e5
+def packing_reason(
+    info # A `ZipInfo`
+) -> str: # '' for the two usual ways of packing, stored and deflated
+    "Why a member of a zip is not opened: `zipfile` limits what it unpacks to the size that the member claims only where it is packed in a usual way"
+    if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): return ''
+    return f'it is packed by method {info.compress_type} of zip, which is not opened: pack it by the usual one'
+
+def _check_member(info, most):
+    "Raise a `ValueError` for a member of an archive that is not opened; `most` bytes are unpacked, any number where it is None"
+    if reason := packing_reason(info): raise ValueError(reason)
+    if most is not None and info.file_size > most: raise ValueError(f'it unpacks to more than {most:,} bytes')
+
 # %% ../../nbs/data/05_files.ipynb #a4257851
 NO_FILES = {stat.S_IFIFO: 'a named pipe', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a device', stat.S_IFBLK: 'a device',
     stat.S_IFDIR: 'a folder'}
@@ -124,16 +137,6 @@ def _unpacked(data, name):
     if len(out) > MAX_BYTES: raise ValueError(f'it unpacks to more than {MAX_BYTES:,} bytes')
     return out
 
-def _check_method(info):
-    "Raise a `ValueError` for a member that `zipfile` may unpack to more than it claims: all but stored and deflated ones"
-    if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED): return
-    raise ValueError(f'it is packed by method {info.compress_type} of zip, which is not opened: pack it by the usual one')
-
-def _check_size(info):
-    "Raise a `ValueError` for a member of an archive that is too large"
-    _check_method(info)
-    if info.file_size > MAX_BYTES: raise ValueError(f'it unpacks to more than {MAX_BYTES:,} bytes')
-
 def _all_bytes(found, name):
     "The content of what `_whole_file` gave; raises `SliceError` where there is too much of it"
     if isinstance(found, bytes): return found
@@ -146,7 +149,7 @@ def _whole_file(path):
     archive,member = split_member(path)
     if member:
         z,members = open_zip(archive)
-        _check_size(members[member])
+        _check_member(members[member], MAX_BYTES)
         return _unpacked(z.read(members[member]), member)
     if reason := _no_file(os.stat(archive)): raise OSError(None, reason)
     f = open(archive, 'rb')
@@ -185,8 +188,7 @@ def first_bytes(
     try:
         if member and not member.lower().endswith('.gz'):
             z,members = open_zip(archive)
-            _check_method(members[member])
-            if n < 0: _check_size(members[member])
+            _check_member(members[member], MAX_BYTES if n < 0 else None)
             with z.open(members[member]) as f: return f.read(n), members[member].file_size
     except Exception as e: raise SliceError(shown_path(path), f'cannot be opened: {getattr(e, "strerror", None) or e}') from None
     with open_slice(path) as f:
@@ -358,3 +360,11 @@ def files_stamp(
         except OSError: continue
     text = '\n'.join(stamps).encode('utf8', 'surrogatepass')
     return hashlib.sha256(text).hexdigest()[:16] if stamps else ''
+
+def row_hashes(
+    table # Any table
+) -> bytes: # Others where a value of a row differs
+    "What a result depends on that was made from a table"
+    try: hashes = pd.util.hash_pandas_object(table, index=False)
+    except TypeError: hashes = pd.util.hash_pandas_object(table.astype(str), index=False) # lists and the like
+    return hashes.to_numpy().tobytes()

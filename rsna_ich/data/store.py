@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from .. import __version__
 from ..core import InputError, atomic_path, progress
 from .crop import BOX_SLICES, CROP_RULE, Box, head_box, prepare, whole_box
-from .files import files_stamp
+from .files import files_stamp, row_hashes
 from .slices import COLUMNS, frame_rows
 from .upright import pixel_mm, read_series
 
@@ -430,9 +430,7 @@ def table_fingerprint(
     table # A slices table
 ) -> str: # Another one after each change
     "A short name for the content of a table and the state of its files"
-    try: hashes = pd.util.hash_pandas_object(table, index=False)
-    except TypeError: hashes = pd.util.hash_pandas_object(table.astype(str), index=False)
-    return hashlib.sha256(hashes.to_numpy().tobytes() + ' '.join([*table.columns, files_stamp(table.path)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(row_hashes(table) + ' '.join([*table.columns, files_stamp(table.path)]).encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/12_store.ipynb #21048170
 def reader_name(

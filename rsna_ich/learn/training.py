@@ -23,6 +23,7 @@ from fastai.torch_core import default_device, distrib_barrier, rank_distrib, set
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
 
+from ..data.files import row_hashes
 from ..data.folds import check_folds, holdout, make_folds
 from ..data.quality import find_competition
 from ..data.slices import read_slices
@@ -129,7 +130,7 @@ def claim_data(self:Run):
     "Refuse to go on with stages that were trained on other slices or labels; raises `InputError`"
     table = _with_labels(self.store, self.labels)
     table = table[[name for name in (*_DEALT_BY, *SUBTYPES) if name in table]]
-    found = hashlib.sha256(pd.util.hash_pandas_object(table, index=False).to_numpy().tobytes()).hexdigest()
+    found = hashlib.sha256(row_hashes(table)).hexdigest()
     note = self.folder/'data.txt'
     begun = any(self.folder.rglob('stage_*.safetensors'))
     if begun and note.is_file() and note.read_text() != found: raise InputError(self.folder, 'was begun with other slices or labels; choose another folder')

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from ..core import DISCLAIMER, InputError, atomic_path, progress
 from ..data.dicom import HU_FLOOR
-from ..data.files import files_stamp
+from ..data.files import files_stamp, row_hashes
 from ..data.likeness import unlike_head
 from ..data.quality import left_out_rows
 from ..data.crop import crop_resize, head_box, whole_box
@@ -369,18 +369,12 @@ def predict_rows(self:Predictor,
     return found
 
 # %% ../../nbs/predict/09_predictor.ipynb #d84cb27d
-def _rows_in_short(table):
-    "Another text for each content of a slices table"
-    try: numbers = pd.util.hash_pandas_object(table, index=False)
-    except TypeError: numbers = pd.util.hash_pandas_object(table.astype(str), index=False)
-    return hashlib.sha256(numbers.to_numpy().tobytes()).hexdigest()
-
 @patch
 def _run_key(self:Predictor, table, state=''):
     "What a run depends on: slices, the state of their files, model, options"
     weights = files_stamp([str(file) for file in self.bundle.rglob('*.*')])
     models = [f'{weight} {member.config}' for weight,member in zip(self.weights, self.members)]
-    what = [state, weights, _rows_in_short(table), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold, self.wanted]
+    what = [state, weights, hashlib.sha256(row_hashes(table)).hexdigest(), *models, self.tta, self.average, self.any_rule, self.clip, self.threshold, self.wanted]
     return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 @patch

@@ -12,6 +12,7 @@ __all__ = ['ORIGIN', 'SHAPE', 'CENTRE', 'ATLAS_VERSION', 'PIXEL', 'ROWS', 'COLS'
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #510cca8b
 import os
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 
@@ -179,6 +180,32 @@ def sample(
     grid = (q + origin)*scale - 1
     return F.grid_sample(volume, grid[None], mode='bilinear', padding_mode='border', align_corners=True)[0]
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #849dabae
+@lru_cache
+def _rounding(n):
+    "What makes three points of each along an axis, rounded off, (3*n, n)"
+    finer = F.interpolate(torch.eye(n)[None], scale_factor=3, mode='linear', align_corners=True)
+    return F.avg_pool1d(finer, 3, 1, 1, count_include_pad=False)[0].T
+
+def _rounded(
+    field # (1, channels, n, n, n)
+): # (1, channels, 3*n, 3*n, 3*n)
+    "A field without the creases that linear interpolation leaves, an axis at a time"
+    finer = _rounding(field.shape[-1])
+    for _ in range(3): field = (field@finer.T).movedim(-1, 2)
+    return field
+
+# %% ../../nbs/simulate/01_anatomy.ipynb #75c601e8
+def _reflected(
+    field, # (1, channels, n, n, n), from -1 to 1 along each axis
+    most:float # How far from 0 it will be asked for
+): # The field, mirrored beyond its ends as far as needed, and how much wider that makes it
+    "Mirrored once, rather than at each point that is looked up"
+    cells = field.shape[-1] - 1
+    needed = int(np.ceil((most - 1)*cells/2))
+    pad = min(max(needed, 0), cells)
+    return F.pad(field, (pad,)*6, mode='reflect'),1 + 2*pad/cells
+
 # %% ../../nbs/simulate/01_anatomy.ipynb #54c278e0
 def smooth_noise(
     rng, # numpy random Generator
@@ -191,13 +218,12 @@ def smooth_noise(
     n = int(280/length) + 4
     numbers = rng.standard_normal((1, channels, n, n, n), dtype='float32')
     field = torch.from_numpy(numbers)
-    if length >= 12:
-        field = F.interpolate(field, scale_factor=3, mode='trilinear', align_corners=True)
-        field = F.avg_pool3d(field, 3, 1, 1, count_include_pad=False)
+    if length >= 12: field = _rounded(field)
     field = field/field.std()
     step = 1 if fine else 4 if length >= 12 else 2
     grid = q[:, ::step, ::step]/140.
-    out = F.grid_sample(field, grid[None], mode='bilinear', padding_mode='reflection', align_corners=True)[0]
+    field,wider = _reflected(field, float(grid.abs().max()))
+    out = F.grid_sample(field, grid[None]/wider, mode='bilinear', padding_mode='border', align_corners=True)[0]
     if step == 1: return out
     rows,cols = q.shape[1:3]
     finer = F.interpolate(out.transpose(0, 1), scale_factor=step, mode='bilinear', align_corners=False)
@@ -210,6 +236,17 @@ def vector(
     "Numbers as a float tensor"
     return torch.as_tensor(np.asarray(numbers, dtype='float32'))
 
+# %% ../../nbs/simulate/01_anatomy.ipynb #0c9d03f4
+def _from(
+    point, # mm, (3,)
+    q # Points in mm, (..., 3)
+):
+    "How far `q` lies from `point` along each axis: three arrays, which is faster than one whose last axis is short"
+    return [axis - float(middle) for axis,middle in zip(q.unbind(-1), point)]
+
+def _along(direction, away): return sum(axis*float(part) for axis,part in zip(away, direction))
+def _length(away): return sum(axis.square() for axis in away).sqrt()
+
 # %% ../../nbs/simulate/01_anatomy.ipynb #2566c489
 def ellipsoid(
     q, # Points in mm, (..., 3)
@@ -218,10 +255,9 @@ def ellipsoid(
     rotation=None # Rotation matrix (3, 3) or None
 ) -> torch.Tensor: # 1 on the surface, 0 at the centre
     "Distance from `centre` in units of the ellipsoid's radius"
-    turn = torch.eye(3) if rotation is None else vector(rotation)
-    to_units = turn/vector(radii)
-    away = q - vector(centre)
-    return torch.linalg.vector_norm(away@to_units, dim=-1)
+    away = _from(centre, q)
+    if rotation is not None: away = [_along(column, away) for column in np.transpose(rotation)]
+    return _length(along/float(radius) for along,radius in zip(away, radii))
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #16f112f5
 def capsule(
@@ -230,12 +266,11 @@ def capsule(
     end # mm, (3,)
 ) -> torch.Tensor: # mm
     "Distance from the segment between `start` and `end`"
-    first = vector(start)
-    along = vector(end) - first
-    away = q - first
-    share = away@along/(along@along) # of the way to the end, at the nearest point
-    share = share.clamp(0, 1)[..., None]
-    return (away - share*along).norm(dim=-1)
+    way = np.subtract(end, start)
+    away = _from(start, q)
+    share = _along(way/(way@way), away) # of the way to the end, at the nearest point
+    share = share.clamp(0, 1)
+    return _length(v - share*float(step) for v,step in zip(away, way))
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #8639eacf
 def paint(
@@ -342,6 +377,7 @@ def _look_up(self:Head, name):
     return sample(self.atlas[name], self.skull_q)
 
 def _channel_last(field): return field.permute(1, 2, 3, 0)
+def _contiguous(points): return _channel_last(points.permute(3, 0, 1, 2).contiguous()) # each coordinate by itself: most work is on one of them
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #6ed8fdac
 @patch
@@ -362,7 +398,8 @@ def _pose(self:Head, points, nod):
     scale = vector(sides*self.uniform(.95, 1.05))
     shift = np.append(self.rng.normal(0, 4, 2), 0)
     from_centre = points - vector(CENTRE) - vector(shift)
-    return from_centre@rotation/scale + vector(CENTRE)
+    posed = from_centre@rotation/scale + vector(CENTRE)
+    return _contiguous(posed)
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #ff5a2ad7
 @patch(as_prop=True)
@@ -399,6 +436,56 @@ def extents(self:Head):
     "Of the points folded onto the right side, as in `extents_of`"
     if not hasattr(self, '_extents'): self._extents = extents_of(self.mirrored)
     return self._extents
+
+# %% ../../nbs/simulate/01_anatomy.ipynb #6c5f1eb8
+@patch
+def brain_block(self:Head,
+    margin:float=8. # mm round the skull's inside
+): # A slice for each axis of the grid
+    "The block in which the skull's inside lies; the whole grid where there is none"
+    near = self.depth > -margin
+    block = []
+    for others,step in zip(((1, 2), (0, 2), (0, 1)), (1, 4, 4)): # smooth fields know every fourth row and column
+        there = torch.nonzero(near.amax(others)).flatten().tolist()
+        if not there: return (slice(None),)*3
+        first = there[0]//step*step
+        block.append(slice(first, there[-1]//step*step + step))
+    return tuple(block)
+
+# %% ../../nbs/simulate/01_anatomy.ipynb #6e2df18e
+def _on_grid(head, value): return torch.is_tensor(value) and value.shape[:3] == head.depth.shape
+
+@patch
+def part(self:Head,
+    block # A slice for each axis of the grid
+) -> Head: # With the same `rng`
+    "The same head on a block of its grid"
+    part = copy(self)
+    part.__dict__.pop('_extents', None)
+    for name,value in vars(self).items():
+        if not _on_grid(self, value): continue
+        here = value[block]
+        setattr(part, name, _contiguous(here) if value.ndim == 4 else here.contiguous())
+    return part
+
+# %% ../../nbs/simulate/01_anatomy.ipynb #f35d7329
+def _unfolded(head, value, block):
+    "What is known on a block of `head`, 0 elsewhere"
+    if isinstance(value, dict): return {kind: _unfolded(head, of_kind, block) for kind,of_kind in value.items()}
+    if not torch.is_tensor(value) or value.shape[:3] != head.depth[block].shape: return value
+    whole = value.new_zeros(head.depth.shape + value.shape[3:])
+    whole[block] = value
+    return whole
+
+@patch
+def take(self:Head, # Changed: `hu`, `push`, `pressed`, and what the part alone knows
+    part, # From `part`, drawn on
+    block # Where it lies
+):
+    "Bring back what was drawn on a part of this head"
+    for name in ('hu', 'push', 'pressed'): getattr(self, name)[block] = getattr(part, name)
+    new = vars(part).keys() - vars(self).keys() - {'_extents'}
+    for name in new: setattr(self, name, _unfolded(self, getattr(part, name), block))
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #55ffe9c6
 def _shrink(head:Head):

@@ -72,7 +72,7 @@ def give_way(self:Lesion, head, r, centre, radius, share):
     fading = torch.exp(-beyond/self.uniform(15, 35))
     give = share*radius*fading*r.clamp(0, 1)
     away = head.q - vector(centre)
-    direction = away/(away.norm(dim=-1, keepdim=True) + 1e-3)
+    direction = away/(away.square().sum(-1, keepdim=True).sqrt() + 1e-3)
     _displace(head, -direction, give)
     near = torch.exp(-beyond/18)
     self.press(head, near, radius*.7)

@@ -27,11 +27,14 @@ def draw_head(
     "Brain, confounders, blood and skull: all tissues of `head` in HU"
     with torch.no_grad():
         if findings is None: findings = plan_findings(head) if confounders else []
-        for lesion in [*findings, *bleeds]: lesion.push(head)
-        add_brain(head)
-        for lesion in findings: lesion.fill(head)
-        for step in confounders: step(head)
-        for lesion in bleeds: lesion.fill(head)
+        block = head.brain_block()
+        brain = head.part(block)
+        for lesion in [*findings, *bleeds]: lesion.push(brain)
+        add_brain(brain)
+        for lesion in findings: lesion.fill(brain)
+        for step in confounders: step(brain)
+        for lesion in bleeds: lesion.fill(brain)
+        head.take(brain, block)
         add_skull(head)
         add_skull_base(head)
         if confounders: add_surgery(head)

@@ -10,7 +10,7 @@ __all__ = ['TRAIN_SEED', 'SERIES_SEED', 'TEST_SEED', 'TRAIN_PATIENTS', 'TRAIN_SL
            'RIVALS', 'COMPETITION_PRIOR', 'TEMPERATURES', 'REAL_SPECIFICITY', 'HALVES', 'score_simulated',
            'slice_features', 'score_baselines', 'picture_hu', 'answer_pictures', 'score_real', 'assume_prior',
            'equal_error_threshold', 'choosing_slices', 'choose_temperature', 'real_threshold', 'set_prior',
-           'set_lone_threshold', 'doubtful_slices', 'Population', 'make_population', 'average_networks',
+           'set_lone_threshold', 'doubtful_slices', 'Population', 'make_population', 'recount', 'average_networks',
            'write_average', 'second_stage_of', 'make_shipped', 'finish_shipped', 'model_card']
 
 # %% ../../nbs/apps/03_shipped.ipynb #92d58bbd
@@ -337,23 +337,34 @@ def _train_slices(folder, population, recipe, trained_on):
     return run
 
 # %% ../../nbs/apps/03_shipped.ipynb #be319c79
+def recount(
+    model, # Changed: its batch statistics
+    store, # Of slices
+    labels, # Of the same
+    rows, # Which of them
+    recipe # The model's `Recipe`
+):
+    "Count means and variances of a network's normalisations anew, over slices without augmentation"
+    from torch.optim.swa_utils import update_bn
+    from rsna_ich.learn.dataloaders import slice_dls
+    shown = np.isin(np.arange(len(store)), rows)
+    dls = slice_dls(store, labels, shown, recipe.size, NORM_BATCH, windowing=recipe.windowing, neighbours=recipe.neighbours, device='cpu')
+    update_bn(dls.valid, model) # validation slices are not augmented
+
 def average_networks(
     bundles, # Folders of networks that were trained apart from the same beginning
     population:Population, # Whom they were trained on
     recipe # Their `Recipe`
 ): # `SliceModel` in evaluation mode
     "The mean of several networks' weights, with batch statistics of its own"
-    from torch.optim.swa_utils import AveragedModel, update_bn
-    from rsna_ich.learn.dataloaders import slice_dls
+    from torch.optim.swa_utils import AveragedModel
     from rsna_ich.model.net import load_bundle
     models = [load_bundle(bundle)[0] for bundle in bundles]
     mean = AveragedModel(models[0], use_buffers=True)
     for model in models: mean.update_parameters(model)
     n = len(population.store)
     rows = np.random.default_rng(recipe.seed).choice(n, min(NORM_SLICES, n//2), replace=False)
-    shown = np.isin(np.arange(n), rows)
-    dls = slice_dls(population.store, population.labels, shown, recipe.size, NORM_BATCH, windowing=recipe.windowing, neighbours=recipe.neighbours, device='cpu')
-    update_bn(dls.valid, mean.module) # validation slices are not augmented
+    recount(mean.module, population.store, population.labels, rows, recipe)
     return mean.module.eval()
 
 # %% ../../nbs/apps/03_shipped.ipynb #8d7c7ee4

@@ -469,10 +469,10 @@ def part(self:Head,
     return part
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #f35d7329
-def _unfolded(head, value, block):
-    "What is known on a block of `head`, 0 elsewhere"
-    if isinstance(value, dict): return {kind: _unfolded(head, of_kind, block) for kind,of_kind in value.items()}
-    if not torch.is_tensor(value) or value.shape[:3] != head.depth[block].shape: return value
+def _unfolded(head, part, value, block):
+    "What `part` knows of a block of `head`, 0 elsewhere"
+    if isinstance(value, dict): return {kind: _unfolded(head, part, of_kind, block) for kind,of_kind in value.items()}
+    if not _on_grid(part, value): return value
     whole = value.new_zeros(head.depth.shape + value.shape[3:])
     whole[block] = value
     return whole
@@ -485,7 +485,7 @@ def take(self:Head, # Changed: `hu`, `push`, `pressed`, and what the part alone 
     "Bring back what was drawn on a part of this head"
     for name in ('hu', 'push', 'pressed'): getattr(self, name)[block] = getattr(part, name)
     new = vars(part).keys() - vars(self).keys() - {'_extents'}
-    for name in new: setattr(self, name, _unfolded(self, getattr(part, name), block))
+    for name in new: setattr(self, name, _unfolded(self, part, getattr(part, name), block))
 
 # %% ../../nbs/simulate/01_anatomy.ipynb #55ffe9c6
 def _shrink(head:Head):

@@ -43,8 +43,8 @@ def test_pages_fit_and_load_nothing(browser, pages, width):
 def test_the_index_leads_to_a_study_and_back(browser, pages):
     view = browser.new_page()
     view.goto(pages[1].as_uri())
-    view.locator('a.card').first.click()
+    with view.expect_navigation(): view.locator('a.card').first.click()
     assert view.locator('section.study').count() == 1 and view.get_by_text('Study 1 of').count() == 1
-    view.get_by_role('link', name='next').click()
-    view.get_by_role('link', name='all studies').click()
+    with view.expect_navigation(): view.get_by_role('link', name='next').click()
+    with view.expect_navigation(): view.get_by_role('link', name='all studies').click()
     assert view.locator('a.card').count() > 1

@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/learn/learner.html.md"""
 
 # %% auto #0
 __all__ = ['MALLOC_TRIM_THRESHOLD', 'MALLOC_MMAP_MAX', 'OPTIMISERS', 'LOGGERS', 'ChannelsLast', 'BatchBar', 'keep_freed_memory',
-           'KeepMemory', 'bare', 'RunningMean', 'recipe_callbacks', 'recipe_loss', 'slice_learner', 'fit_leg',
-           'MLflowLog', 'logger_callbacks', 'lr_curve', 'plot_lr_curve']
+           'KeepMemory', 'has_bfloat16', 'BFloat16', 'bare', 'RunningMean', 'recipe_callbacks', 'recipe_loss',
+           'slice_learner', 'fit_leg', 'MLflowLog', 'logger_callbacks', 'lr_curve', 'plot_lr_curve']
 
 # %% ../../nbs/learn/11_learner.ipynb #6879331d
 from functools import partial
@@ -84,6 +84,17 @@ class KeepMemory(Callback):
         "Ask the C library"
         if next(self.learn.model.parameters()).device.type == 'cpu': keep_freed_memory()
 
+# %% ../../nbs/learn/11_learner.ipynb #9cf8b759
+def has_bfloat16() -> bool: # False too where PyTorch is too old to tell
+    "Does this processor have instructions for bfloat16?"
+    can = getattr(torch.cpu, 'get_capabilities', dict)()
+    return bool(can.get('avx512_bf16') or can.get('amx_bf16'))
+
+class BFloat16(Callback):
+    "Train a `SliceModel` in bfloat16 on a processor"
+    def before_fit(self): bare(self.learn.model).bfloat16 = True
+    def after_fit(self): bare(self.learn.model).bfloat16 = False
+
 # %% ../../nbs/learn/11_learner.ipynb #f87d1bad
 def bare(
     model # Perhaps wrapped for several processes
@@ -137,7 +148,9 @@ def recipe_callbacks(
 ) -> list: # fastai callbacks
     "What a recipe asks for beside the loss: half precision, clipping, accumulation, running mean"
     cbs = [ChannelsLast()]
-    if recipe.amp and torch.device(device).type == 'cuda': cbs.append(MixedPrecision())
+    kind = torch.device(device).type
+    if recipe.amp and kind == 'cuda': cbs.append(MixedPrecision())
+    if recipe.bfloat16 and kind == 'cpu' and has_bfloat16(): cbs.append(BFloat16())
     if recipe.accumulate > 1: cbs.append(GradientAccumulation(recipe.accumulate*bs))
     if recipe.clip: cbs.append(GradientClip(recipe.clip))
     if recipe.ema: cbs.append(RunningMean(recipe.ema))

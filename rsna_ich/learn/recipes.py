@@ -137,6 +137,7 @@ class Recipe(RecipeBasics):
     averaged:int=1 # Stages, counted from the last, whose weights are averaged in the end; 1: the last one's as they are
     branches:int=1 # Groups that the patients are parted into: all of these stages but the first are trained anew on each, and the mean is over all of them
     amp:bool=True # Half precision where there is a CUDA device
+    bfloat16:bool=False # Train in bfloat16 on a processor that has instructions for it
     patience:int|None=None # Epochs without a better validation loss before a stage stops; None: never
     # prediction, maps and ensembles
     flip_weight:float=.5 # Of the mirror image in prediction; 0: no test-time augmentation

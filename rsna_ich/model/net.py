@@ -109,6 +109,7 @@ class SliceModel(nn.Module):
         self.backbone = backbone
         self.channels = channels
         self.pool = pool
+        self.bfloat16 = False # Train in bfloat16 on a processor? A callback says so
         self.body = _body(backbone, channels, pool)
         self.n_features = _width(self.body, pool)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(self.n_features, n_out))
@@ -147,7 +148,12 @@ def embed(self:SliceModel,
     return self.pooled(*self.features_and_maps(x))
 
 @patch
-def forward(self:SliceModel, x): return self.head(self.embed(x))
+def forward(self:SliceModel,
+    x # As in `embed`
+): # (n, 6)
+    "Logits, float32; on the way there bfloat16 where the model trains so"
+    if not (self.training and self.bfloat16): return self.head(self.embed(x))
+    with torch.autocast('cpu', torch.bfloat16): return self.head(self.embed(x)).float()
 
 # %% ../../nbs/model/02_net.ipynb #7831d1fe
 def find_weights(

@@ -17,7 +17,7 @@ from .recipes import Recipe, Stage
 OURS = [
     Recipe('quick', (Stage(48, 1), Stage(64, 1), Stage(80, 1)), source='for tests', store_size=96),
     Recipe('ours-cpu', (Stage(80, 6, lr=4e-3), Stage(112, 8, lr=3e-3), Stage(144, 4, lr=1.5e-3)),
-           source='this project', store_size=160, sample='balanced', smoothing=.01),
+           source='this project', store_size=160, sample='balanced', smoothing=.01, bfloat16=True),
     Recipe('ours-tuned', (Stage(192, 2, lr=1e-4),),
            source='this project', pretrained='shipped', store_size=192, pool='map', sample='balanced', smoothing=.01),
 ]

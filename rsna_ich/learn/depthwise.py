@@ -36,11 +36,12 @@ def _pixel_pairs(x, grad):
     return torch.bmm(inputs, outputs).reshape(c, -1)
 
 # %% ../../nbs/learn/13_depthwise.ipynb #0464fd30
-def _by_pairs(x, grad, k):
-    "Gradient of a depthwise kernel, (c, 1, k, k), from its input and the gradient of its output, both (n, c, h, w)"
+def _by_pairs(grad, x, k):
+    "Gradient of a depthwise kernel, (c, 1, k, k), from the gradient of its output and its input, both (n, c, h, w)"
     _,c,h,w = x.shape
-    sums = torch.zeros(c, k*k + 1) # the last one collects the pairs that no weight joins
-    sums.index_add_(1, _places(h, w, k), _pixel_pairs(x, grad).float())
+    exact = torch.promote_types(x.dtype, torch.float32) # many pairs are too much for eight bits
+    sums = x.new_zeros(c, k*k + 1, dtype=exact) # the last one collects the pairs that no weight joins
+    sums.index_add_(1, _places(h, w, k), _pixel_pairs(x, grad).to(exact))
     return sums[:, :k*k].reshape(c, 1, k, k).to(x.dtype)
 
 # %% ../../nbs/learn/13_depthwise.ipynb #970a94df
@@ -69,7 +70,7 @@ _MOST = 24 # Pixels a side; in larger pictures float32 columns cost as much as t
 def _kernel_gradient(grad, x, weight, stride, padding):
     "Gradient of a depthwise kernel, the way that is shortest"
     k = weight.shape[-1]
-    if stride == 1 and padding == k//2 and max(x.shape[2:]) < k: return _by_pairs(x, grad, k)
+    if stride == 1 and padding == k//2 and max(x.shape[2:]) < k: return _by_pairs(grad, x, k)
     if k > 3 and (x.dtype == torch.bfloat16 or stride*max(grad.shape[2:]) <= _MOST): return _by_columns(grad, x, weight, stride, padding)
     return _library(grad, x, weight, (stride, stride), (padding, padding), 'kernel')
 
@@ -101,7 +102,7 @@ class _Depthwise(torch.autograd.Function):
 # %% ../../nbs/learn/13_depthwise.ipynb #afc45148
 def _gains(layer, x):
     "Does a layer learn from `x` on a processor, and is there a shorter way back than the library's?"
-    if x.device.type != 'cpu' or not torch.is_grad_enabled(): return False
+    if x.device.type != 'cpu' or x.ndim != 4 or not torch.is_grad_enabled(): return False
     size = max(x.shape[2:])
     wide = layer.kernel_size[0] > 3 and size <= _MOST
     return wide or size < layer.kernel_size[0] or torch.is_autocast_enabled('cpu')

@@ -6,8 +6,8 @@ Docs: https://rsna-ich.github.io/rsna_ich/core.html.md"""
 
 # %% auto #0
 __all__ = ['DISCLAIMER', 'LONGEST_BEGINNING', 'InputError', 'a_few', 'counted', 'did_you_mean', 'extra_for', 'MissingExtra',
-           'needs_extra', 'is_temporary', 'remove_leftovers', 'atomic_path', 'read_journal', 'Journal', 'progress',
-           'real_data']
+           'needs_extra', 'is_temporary', 'remove_leftovers', 'atomic_path', 'read_parquet', 'read_journal', 'Journal',
+           'progress', 'real_data']
 
 # %% ../nbs/00_core.ipynb #21104be6
 import json, os, platform, re, shutil, uuid, warnings, zlib
@@ -196,6 +196,14 @@ def atomic_path(
         try: shutil.rmtree(temp, ignore_errors=True)
         finally: shutil.rmtree(temp, ignore_errors=True) # again, where the first was interrupted
         if held is not None: os.close(held)
+
+# %% ../nbs/00_core.ipynb #a9272726
+def read_parquet(
+    path # A Parquet file; its name may be no UTF-8
+): # A pandas DataFrame; errors as `pandas.read_parquet` raises them
+    "A table, read by one thread"
+    import pandas as pd
+    with open(path, 'rb') as f: return pd.read_parquet(f, engine='pyarrow', use_threads=False)
 
 # %% ../nbs/00_core.ipynb #f668151e
 def _read_lines(path):

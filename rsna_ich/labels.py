@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pyarrow as pa
 from pyarrow import compute as pc, csv as pacsv
 
-from .core import InputError, a_few, atomic_path
+from .core import InputError, a_few, atomic_path, read_parquet
 
 # %% ../nbs/01_labels.ipynb #f6f7f447
 SUBTYPES = ['any', 'epidural', 'intraparenchymal', 'intraventricular', 'subarachnoid', 'subdural']
@@ -366,7 +366,7 @@ def read_table(
     "A table whose identifiers stay what they are; raises `InputError` where the file holds none"
     with _named(path, 'a table'):
         if not str(path).endswith('.parquet'): return _read_any_csv(path, ids)
-        with open(path, 'rb') as f: return pd.read_parquet(f)
+        return read_parquet(path)
 
 # %% ../nbs/01_labels.ipynb #bdc83ddf
 def prevalence(

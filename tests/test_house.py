@@ -187,6 +187,28 @@ def test_no_module_uses_the_private_names_of_another(module):
     assert private == []
 
 
+def threaded_parquet(code):
+    "Lines of `code` where Arrow reads Parquet with several threads: `pd.read_parquet`, or pyarrow's own `read_table`"
+    tree = ast.parse(code)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == 'pyarrow.parquet']
+    own = {alias.asname or alias.name for node in imports for alias in node.names if alias.name == 'read_table'}
+    readers = own | {'pd.read_parquet', 'pandas.read_parquet', 'pq.read_table'}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in readers]
+    return [c.lineno for c in calls if not any(k.arg == 'use_threads' and ast.unparse(k.value) == 'False' for k in c.keywords)]
+
+
+def test_threaded_parquet_is_found():
+    code = 'from pyarrow.parquet import read_table\npd.read_parquet(f)\nread_table(f)\nread_table(f, use_threads=False)\nread_parquet(f)'
+    assert threaded_parquet(code) == [2, 3]
+    assert threaded_parquet('from rsna_ich.labels import read_table\nread_table(f)') == []
+
+
+@each_module
+def test_parquet_is_read_by_one_thread(module):
+    "Arrow's threads can abort a process that has done its work: see `core.read_parquet`"
+    assert threaded_parquet(CODE[module]) == []
+
+
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if default_exp(p)], ids=name)
 def test_notebooks_and_modules_are_named_alike(path):
     folder, _, module = default_exp(path).rpartition('.')

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..model.bundle import default_bundle, read_config
-from ..core import InputError, atomic_path
+from ..core import InputError, atomic_path, read_parquet
 from ..data.dicom import read_hu
 from ..labels import SUBTYPES
 from ..data.quality import check_folder, find_competition
@@ -80,7 +80,7 @@ def judge_test(
     from rsna_ich.judge.measures import evaluate
     from rsna_ich.judge.report import write_report
     competition,run,predictions,shipped = map(Path, (competition, run, predictions, shipped))
-    table = pd.read_parquet(competition/'phantom.parquet').set_index('image_id')
+    table = read_parquet(competition/'phantom.parquet').set_index('image_id')
     def judged(folder, **kwargs): return evaluate(folder/'slices.csv', _truth(table), groups=table.patient_id, prior=run/'bundle', **kwargs)
     found = judged(predictions)
     other = judged(shipped, n_boot=0) # of which only two figures are told

@@ -742,7 +742,7 @@ def _write_arrow(table, path):
 
 def _read_arrow(path):
     from pyarrow.parquet import read_table
-    with open(path, 'rb') as f: return read_table(f)
+    with open(path, 'rb') as f: return read_table(f, use_threads=False) # as `core.read_parquet`, and why
 
 # %% ../../nbs/data/07_slices.ipynb #00a4f642
 def _read_chunks(files, n_jobs):

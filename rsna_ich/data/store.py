@@ -22,7 +22,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .. import __version__
-from ..core import InputError, atomic_path, progress
+from ..core import InputError, atomic_path, progress, read_parquet
 from .crop import BOX_SLICES, CROP_RULE, Box, head_box, prepare, whole_box
 from .files import files_stamp, row_hashes
 from .slices import COLUMNS, frame_rows
@@ -110,7 +110,7 @@ class Store:
         self.unfinished = unfinished
         if (self.path/'store.json').is_file():
             self.config = json.loads((self.path/'store.json').read_text())
-            with open(self.path/'slices.parquet', 'rb') as f: self.slices = pd.read_parquet(f)
+            self.slices = read_parquet(self.path/'slices.parquet')
             self.left_out = pd.read_csv(self.path/'left_out.csv', dtype=str, keep_default_na=False)
         else: self.config,self.slices,self.left_out = _read_unfinished(self.path, unfinished)
         self._map()
@@ -237,7 +237,7 @@ def _read_unfinished(folder, allowed):
     if not (folder/'building.jsonl').is_file(): raise InputError(folder, 'no store: there is no store.json in it')
     if not allowed: raise InputError(folder, 'this store is not finished: build it again to go on, or open it with unfinished=True')
     config,entries,*_ = _read_journal(folder)
-    with open(folder/'building.parquet', 'rb') as f: table = pd.read_parquet(f)
+    table = read_parquet(folder/'building.parquet')
     return config, *result_tables(table, entries)
 
 # %% ../../nbs/data/12_store.ipynb #47455b44

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..core import InputError, progress # before fastai, whose warning it silences
+from ..core import InputError, progress, read_parquet # before fastai, whose warning it silences
 from fastcore.basics import patch
 
 from ..data.folds import deal_patients
@@ -284,7 +284,7 @@ def _record(bundle, config):
     "Who was trained with, as `training_record`, or None"
     split = Path(bundle).parent/'split.parquet'
     if 'training_patients' in config or not split.is_file(): return config.get('training_patients')
-    table = pd.read_parquet(split)
+    table = read_parquet(split)
     return training_record(table.patient_id[~table.held_out])
 
 def _check_patients(bundle, config, held, record=None):
@@ -349,7 +349,7 @@ def add_second_stage(
     return measured
 
 # %% ../../nbs/learn/16_second_stage.ipynb #3f0fb1a0
-def _held_out(run): return pd.read_parquet(Path(run)/'held_out.parquet'), np.load(Path(run)/'embeddings.npy')
+def _held_out(run): return read_parquet(Path(run)/'held_out.parquet'), np.load(Path(run)/'embeddings.npy')
 
 def finish_run(
     run, # Folder of a training run: `bundle`, `held_out.parquet`, `embeddings.npy`

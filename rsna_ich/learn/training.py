@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core import DISCLAIMER, InputError, atomic_path, progress # before fastai, whose warning it silences
+from ..core import DISCLAIMER, InputError, atomic_path, progress, read_parquet # before fastai, whose warning it silences
 from fastai.torch_core import default_device, distrib_barrier, rank_distrib, set_seed
 from fastcore.basics import patch, store_attr
 from fastcore.meta import delegates
@@ -528,7 +528,7 @@ def fold_runs(
 @patch
 def _gather(self:Run, runs):
     "The folds' held-out slices in one table, and their score"
-    tables = [pd.read_parquet(run.folder/'held_out.parquet').assign(fold=np.int8(i)) for i,run in enumerate(runs)]
+    tables = [read_parquet(run.folder/'held_out.parquet').assign(fold=np.int8(i)) for i,run in enumerate(runs)]
     oof = pd.concat(tables, ignore_index=True)
     vectors = np.concatenate([np.load(run.folder/'embeddings.npy') for run in runs])
     logits = oof[[f'logit_{s}' for s in SUBTYPES]].to_numpy()

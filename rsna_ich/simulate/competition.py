@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import InputError, atomic_path, progress
+from ..core import InputError, atomic_path, progress, read_parquet
 from ..labels import SUBTYPES, to_long
 from .artefacts import SCALE
 from .patient import Scan, simulate_patient
@@ -240,7 +240,7 @@ def _write_patient(dest, config, index, family, test):
 # %% ../../nbs/simulate/10_competition.ipynb #151908d1
 def _write_tables(dest, seed, size):
     "The CSVs and `phantom.parquet` from the patients' parts; cuts one training file short"
-    table = pd.concat([pd.read_parquet(p) for p in sorted((dest/'.parts').glob('*.parquet'))], ignore_index=True)
+    table = pd.concat([read_parquet(p) for p in sorted((dest/'.parts').glob('*.parquet'))], ignore_index=True)
     rng = np.random.default_rng([seed, 2])
     wide = table.set_index('image_id')[SUBTYPES].astype('uint8')
     train,test = (wide[(table.split == s).to_numpy()].sample(frac=1, random_state=seed % 2**32) for s in ('train', 'test'))
